@@ -1,0 +1,51 @@
+//! The values of one task over a frozen base: differences to base tensors, and the head.
+//!
+//! Plain data that every layer above can hold: the encoder runs it, a patch file stores it, training changes it.
+
+use std::collections::BTreeMap;
+
+/// What is wanted of one base tensor in training.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Every entry trains.
+    Dense,
+    /// Only these flat positions train: strictly increasing, within the tensor.
+    Entries(Vec<u64>),
+}
+
+/// A difference to one base tensor: the tensor in use is `base + difference`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// One value for each entry of the tensor, row-major.
+    Dense(Vec<f32>),
+    /// Values at flat positions (strictly increasing); zero elsewhere.
+    Sparse {
+        /// Flat, row-major positions.
+        indices: Vec<u64>,
+        /// One value a position.
+        values: Vec<f32>,
+    },
+}
+
+/// A task's head: the classifier and, where the base has none to share, its own pooler.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// Rows of the classifier (classes, or 1 for a value).
+    pub n_outputs: usize,
+    /// `classifier.weight`, (n_outputs, hidden), row-major.
+    pub weight: Vec<f32>,
+    /// `classifier.bias`, (n_outputs).
+    pub bias: Vec<f32>,
+    /// `pooler.dense.weight` (hidden, hidden) and `pooler.dense.bias` (hidden), whole, where the checkpoint has no
+    /// pooler; `None` where the base's pooler is shared (its bias difference is then in [`Delta::changes`]).
+    pub pooler: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// All values of one task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delta {
+    /// Differences by canonical tensor name.
+    pub changes: BTreeMap<String, Change>,
+    /// The head, as it is.
+    pub head: Head,
+}

@@ -1,0 +1,9 @@
+//! Fine-tune only the bias terms of BERT, and run many tasks from one frozen base.
+#![deny(missing_docs)]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod base;
+pub mod device;
+mod error;
+
+pub use error::{Error, Kind, Result};
