@@ -91,12 +91,23 @@ impl FromStr for Term {
 pub enum Role {
     /// A bias term (a vector that is added).
     Bias(Term),
-    /// A LayerNorm's gamma.
-    NormWeight,
-    /// A weight matrix of encoder or pooler, (out, in).
-    Matrix,
+    /// A LayerNorm's gamma, named by the term of its bias.
+    NormWeight(Term),
+    /// A weight matrix of encoder or pooler, (out, in), named by the term of its bias.
+    Matrix(Term),
     /// A table of embeddings, (rows, hidden).
-    Table,
+    Table(Table),
+}
+
+/// The tables of the embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// `embeddings.word_embeddings.weight`.
+    Word,
+    /// `embeddings.position_embeddings.weight`.
+    Position,
+    /// `embeddings.token_type_embeddings.weight`.
+    TokenType,
 }
 
 /// One tensor of a BERT.
@@ -149,14 +160,14 @@ pub fn parameters(config: &Config, pooler: bool) -> Vec<Parameter> {
     let mut add = |name: String, shape: &[usize], layer, role| {
         all.push(Parameter { name, shape: shape.to_vec(), layer, role });
     };
-    for (table, rows) in [
-        ("word_embeddings", config.vocab_size),
-        ("position_embeddings", config.max_position_embeddings),
-        ("token_type_embeddings", config.type_vocab_size),
+    for (table, name, rows) in [
+        (Table::Word, "word_embeddings", config.vocab_size),
+        (Table::Position, "position_embeddings", config.max_position_embeddings),
+        (Table::TokenType, "token_type_embeddings", config.type_vocab_size),
     ] {
-        add(format!("embeddings.{table}.weight"), &[rows, h], None, Role::Table);
+        add(format!("embeddings.{name}.weight"), &[rows, h], None, Role::Table(table));
     }
-    add("embeddings.LayerNorm.weight".into(), &[h], None, Role::NormWeight);
+    add("embeddings.LayerNorm.weight".into(), &[h], None, Role::NormWeight(Term::EmbeddingsLayernorm));
     add("embeddings.LayerNorm.bias".into(), &[h], None, Role::Bias(Term::EmbeddingsLayernorm));
     for layer in 0..config.num_hidden_layers {
         for (name, term, norm) in LAYER {
@@ -165,13 +176,13 @@ pub fn parameters(config: &Config, pooler: bool) -> Vec<Parameter> {
                 Term::Output => (h, i),
                 _ => (h, h),
             };
-            let (shape, role) = if norm { (vec![h], Role::NormWeight) } else { (vec![n_out, n_in], Role::Matrix) };
+            let (shape, role) = if norm { (vec![h], Role::NormWeight(term)) } else { (vec![n_out, n_in], Role::Matrix(term)) };
             add(layer_tensor(layer, &format!("{name}.weight")), &shape, Some(layer), role);
             add(layer_tensor(layer, &format!("{name}.bias")), &[n_out], Some(layer), Role::Bias(term));
         }
     }
     if pooler {
-        add("pooler.dense.weight".into(), &[h, h], None, Role::Matrix);
+        add("pooler.dense.weight".into(), &[h, h], None, Role::Matrix(Term::Pooler));
         add("pooler.dense.bias".into(), &[h], None, Role::Bias(Term::Pooler));
     }
     all

@@ -49,12 +49,11 @@ impl Batch {
     ///
     /// # Panics
     ///
-    /// Where the sequence is empty, `ids` and `type_ids` differ in length, or `group` is neither the last
-    /// sequence's group nor the next one: callers order sequences by group.
+    /// Where the sequence is empty, `ids` and `type_ids` differ in length, or `group` is below the last sequence's:
+    /// callers order sequences by group. A group may be skipped; it then has no sequences.
     pub fn push(&mut self, ids: &[u32], type_ids: &[u32], group: usize, key: DropoutKey, target: Option<Target>) {
         assert!(!ids.is_empty() && ids.len() == type_ids.len(), "a sequence has one type id a token, and a token");
-        let next = self.groups.last().map_or(0, |g| g + 1);
-        assert!(group == next || Some(&group) == self.groups.last(), "sequences come ordered by group");
+        assert!(self.groups.last().is_none_or(|last| *last <= group), "sequences come ordered by group");
         if self.bounds.is_empty() {
             self.bounds.push(0);
         }
@@ -81,7 +80,7 @@ impl Batch {
         &self.bounds
     }
 
-    /// The group of each sequence, (S): 0, 1, .. without gaps, never decreasing.
+    /// The group of each sequence, (S), never decreasing.
     pub fn groups(&self) -> &[usize] {
         &self.groups
     }
@@ -106,7 +105,7 @@ impl Batch {
         self.groups.len()
     }
 
-    /// G.
+    /// G: one more than the last sequence's group.
     pub fn n_groups(&self) -> usize {
         self.groups.last().map_or(0, |g| g + 1)
     }
@@ -116,15 +115,9 @@ impl Batch {
         self.bounds[s]..self.bounds[s + 1]
     }
 
-    /// Sequences of each group, in order.
+    /// Sequences of each group, in order; an empty range for a group that was skipped.
     pub fn sequences_by_group(&self) -> Vec<Range<usize>> {
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        for (s, &g) in self.groups.iter().enumerate() {
-            match ranges.get_mut(g) {
-                Some(range) => range.end = s + 1,
-                None => ranges.push(s..s + 1),
-            }
-        }
-        ranges
+        let first = |g| self.groups.partition_point(|of| *of < g);
+        (0..self.n_groups()).map(|g| first(g)..first(g + 1)).collect()
     }
 }

@@ -1,0 +1,64 @@
+//! The optimizer's arithmetic: AdamW (Loshchilov and Hutter 2019) on the difference to the base, as PyTorch computes
+//! it, and clipping by the norm over all of a group's tensors (PyTorch's `clip_grad_norm_`).
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::buffer::Vectors;
+use super::real::{Real, lane_sum};
+use crate::device::ops::{AdamW, Trained};
+
+/// Entries that one task takes; sums over an entry's block have one order whatever the threads.
+const BLOCK: usize = 1 << 14;
+
+/// What `clip_grad_norm_` adds to the norm before it divides.
+const CLIP_EPSILON: f64 = 1e-6;
+
+impl<R: Real> Cpu<R> {
+    pub(super) fn squares(&self, grad: &Vectors<R>, rules: &[Option<AdamW>], sums: &mut Vectors<R>) {
+        for (g, _) in rules.iter().enumerate().filter(|(_, rule)| rule.is_some()) {
+            let blocks: Vec<R> = grad
+                .of(g)
+                .par_chunks(BLOCK)
+                .map(|x| self.arch.dispatch(|| lane_sum(x.len(), |j, s| x[j].mul_add(x[j], s))))
+                .collect();
+            let total: f64 = blocks.iter().map(|b| b.to_f64()).sum();
+            sums.data[g] += R::of(total);
+        }
+    }
+
+    pub(super) fn adamw_step(&self, p: &mut Trained<Self>, grad: &Vectors<R>, squares: &Vectors<R>, rules: &[Option<AdamW>]) {
+        for (g, rule) in rules.iter().enumerate() {
+            let Some(rule) = rule else { continue };
+            let norm = squares.data[g].to_f64().sqrt();
+            // As PyTorch: the factor is never above one, and a norm that is not finite is left to show itself.
+            let clip = R::of((rule.max_grad_norm / (norm + CLIP_EPSILON)).min(1.0));
+            let (b1, b2) = (R::of(rule.beta1), R::of(rule.beta2));
+            let steps = rule.step.min(i32::MAX as u64) as i32;
+            let rate = R::of(rule.learning_rate / (1.0 - rule.beta1.powi(steps)));
+            let root = R::of((1.0 - rule.beta2.powi(steps)).sqrt());
+            let decay = R::of(rule.learning_rate * rule.weight_decay);
+            let epsilon = R::of(rule.epsilon);
+            let base = p.base.of(g);
+            let (delta, grad) = (p.delta.of_mut(g), grad.of(g));
+            let (m, v) = (p.m.of_mut(g), p.v.of_mut(g));
+            delta
+                .par_chunks_mut(BLOCK)
+                .zip(m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)))
+                .zip(grad.par_chunks(BLOCK).zip(base.par_chunks(BLOCK)))
+                .for_each(|((delta, (m, v)), (grad, base))| {
+                    self.arch.dispatch(|| {
+                        for (((d, b), g), (m, v)) in
+                            delta.iter_mut().zip(base).zip(grad).zip(m.iter_mut().zip(v.iter_mut()))
+                        {
+                            let g = *g * clip;
+                            *m = b1.mul_add(*m, (R::ONE - b1) * g);
+                            *v = b2.mul_add(*v, (R::ONE - b2) * g * g);
+                            let step = rate * *m / (v.sqrt() / root + epsilon);
+                            *d = *d - decay * (*b + *d) - step;
+                        }
+                    });
+                });
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The CPU: every op in plain loops over safe slices, and one product.
+//!
+//! One text for f32, in which it works, and for f64, in which tests hold the same text to finite differences. Loops
+//! over rows are compiled for the widest instruction set of the processor at run time (crate `pulp`); their sums run in
+//! fixed lanes, so that results do not depend on which one that is. Work is cut by rows, sequences or blocks of 64
+//! rows, never by threads, so results do not depend on their number either.
+//!
+//! `buffer` holds the memory, `real` the arithmetic of a number, `step` the trait of ops; the other files are what it
+//! is made of.
+
+mod adamw;
+mod attention;
+mod buffer;
+mod ends;
+mod norm;
+mod product;
+mod real;
+mod step;
+mod sums;
+
+use std::sync::Arc;
+
+use pulp::Arch;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::batch::Batch;
+use super::ops::{Arithmetic, Device, Dropout, Site};
+use super::philox::MaskRow;
+use crate::error::{Error, Result};
+
+pub use buffer::{Buffer, Mat, Matrix, Pool, Space, Vectors};
+pub use real::Real;
+
+/// Rows that one task of a row-wise loop takes: enough to outweigh handing it out.
+const CHUNK: usize = 32;
+
+/// A context on the CPU: threads, a pool of buffers, and the batch of the step at hand.
+pub struct Cpu<R: Real> {
+    threads: Arc<ThreadPool>,
+    arch: Arch,
+    arithmetic: Arithmetic,
+    pool: Pool<R>,
+    /// Token rows that buffers are sized for.
+    room: usize,
+    batch: Arc<Batch>,
+    dropout: Dropout,
+    /// The sequence of each token row.
+    sequence: Vec<u32>,
+}
+
+/// Where a row stands.
+#[derive(Clone, Copy)]
+struct Row {
+    sequence: usize,
+    group: usize,
+    position: usize,
+}
+
+impl<R: Real> Cpu<R> {
+    /// A context with `n_threads` threads of its own; 0 means one a core.
+    ///
+    /// # Errors
+    ///
+    /// Where the system refuses to start the threads.
+    pub fn new(arithmetic: Arithmetic, n_threads: usize) -> Result<Self> {
+        let threads = ThreadPoolBuilder::new()
+            .num_threads(n_threads)
+            .thread_name(|i| format!("bitfit-{i}"))
+            .build()
+            .map_err(|e| Error::Device(format!("cannot start {n_threads} threads: {e}; ask for fewer with --threads")))?;
+        Ok(Self::with(arithmetic, Arc::new(threads)))
+    }
+
+    fn with(arithmetic: Arithmetic, threads: Arc<ThreadPool>) -> Self {
+        Cpu {
+            threads,
+            arch: Arch::new(),
+            arithmetic,
+            pool: Pool::new(),
+            room: 0,
+            batch: Arc::new(Batch::new()),
+            dropout: Dropout::NONE,
+            sequence: Vec::new(),
+        }
+    }
+
+    fn n_threads(&self) -> usize {
+        self.threads.current_num_threads()
+    }
+
+    /// A buffer of any content.
+    fn mat(&self, space: Space, cols: usize) -> Mat<R> {
+        let rows = self.rows(space);
+        // Token rows vary from step to step; first rows are few, so they take what they need.
+        let room = if space == Space::Tokens { self.room * cols } else { rows * cols };
+        Mat { rows, cols, space, data: self.pool.take(rows * cols, room) }
+    }
+
+    fn zeros(&self, space: Space, cols: usize) -> Mat<R> {
+        let mut m = self.mat(space, cols);
+        m.data.fill(R::ZERO);
+        m
+    }
+
+    fn rows(&self, space: Space) -> usize {
+        match space {
+            Space::Tokens => self.batch.n_tokens(),
+            Space::Firsts => self.batch.n_sequences(),
+        }
+    }
+
+    #[inline(always)]
+    fn place(&self, space: Space, row: usize) -> Row {
+        let (sequence, position) = match space {
+            Space::Tokens => {
+                let s = self.sequence[row] as usize;
+                (s, row - self.batch.bounds()[s])
+            }
+            Space::Firsts => (row, 0),
+        };
+        Row { sequence, group: self.batch.groups()[sequence], position }
+    }
+
+    /// The mask of a row at a site, or `None` where nothing is dropped there.
+    #[inline(always)]
+    fn mask(&self, row: Row, head: usize, site: Site) -> Option<MaskRow> {
+        let p = self.dropout.at(site.at);
+        let mask = MaskRow::new(self.batch.keys()[row.sequence], site, (head << 16 | row.position) as u32, p);
+        (!mask.keeps_all()).then_some(mask)
+    }
+}
+
+/// Writes a mask's multipliers, 0 or the scale, over `out`.
+#[inline(always)]
+fn multipliers<R: Real>(mask: &MaskRow, out: &mut [R]) {
+    let (cut, scale, n) = (mask.cut(), R::of(mask.scale()), out.len());
+    mask.blocks(n, |at, draws| {
+        let end = n.min(at + draws.len());
+        for (o, d) in out[at..end].iter_mut().zip(draws) {
+            *o = if u32::from(*d) >= cut { scale } else { R::ZERO };
+        }
+    });
+}
+
+impl<R: Real> Device for Cpu<R> {
+    type Stream = Mat<R>;
+    type Act = Mat<R>;
+    type Rows = Mat<R>;
+    type Weight = Matrix<R>;
+    type Table = Matrix<R>;
+    type Params = Vectors<R>;
+    type Index = Vec<u64>;
+
+    fn fork(&self) -> Self {
+        Self::with(self.arithmetic, self.threads.clone())
+    }
+
+    fn run<T: Send>(&mut self, f: impl FnOnce(&mut Self) -> T + Send) -> T {
+        let threads = self.threads.clone();
+        threads.install(|| f(self))
+    }
+
+    fn begin(&mut self, batch: Arc<Batch>, dropout: Dropout) {
+        if batch.n_tokens() > self.room {
+            self.pool.release();
+            self.room = batch.n_tokens();
+        }
+        self.sequence.clear();
+        for s in 0..batch.n_sequences() {
+            self.sequence.extend(batch.tokens_of(s).map(|_| s as u32));
+        }
+        self.batch = batch;
+        self.dropout = dropout;
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn peak_bytes(&self) -> usize {
+        self.pool.peak_bytes()
+    }
+
+    fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Matrix<R> {
+        assert_eq!(values.len(), n_out * n_in, "a weight has out * in values");
+        Matrix { rows: n_out, cols: n_in, data: R::from_f32(values) }
+    }
+
+    fn table(&self, width: usize, values: Vec<f32>) -> Matrix<R> {
+        assert_eq!(values.len() % width, 0, "a table has whole rows");
+        Matrix { rows: values.len() / width, cols: width, data: R::from_f32(values) }
+    }
+
+    fn params(&self, rows: usize, values: &[f32]) -> Vectors<R> {
+        assert_eq!(values.len() % rows, 0, "vectors are of one length");
+        let data = values.iter().map(|v| R::of(f64::from(*v))).collect();
+        Vectors { rows, n: values.len() / rows, data }
+    }
+
+    fn zeros(&self, rows: usize, n: usize) -> Vectors<R> {
+        Vectors { rows, n, data: vec![R::ZERO; rows * n] }
+    }
+
+    fn index(&self, positions: &[u64]) -> Vec<u64> {
+        positions.to_vec()
+    }
+
+    fn clear(&mut self, p: &mut Vectors<R>) {
+        p.data.fill(R::ZERO);
+    }
+
+    fn visit_weight(&self, w: &Matrix<R>, visit: &mut dyn FnMut(&[u8])) {
+        visit(R::bytes(&w.data));
+    }
+
+    fn visit_table(&self, t: &Matrix<R>, visit: &mut dyn FnMut(&[u8])) {
+        visit(R::bytes(&t.data));
+    }
+
+    fn read_params(&self, p: &Vectors<R>) -> Vec<f32> {
+        to_f32(&p.data)
+    }
+
+    fn read_rows(&self, r: &Mat<R>) -> Vec<f64> {
+        r.data.iter().map(|v| v.to_f64()).collect()
+    }
+
+    fn read_stream(&self, s: &Mat<R>) -> Vec<f32> {
+        to_f32(&s.data)
+    }
+
+    fn read_act(&self, a: &Mat<R>) -> Vec<f32> {
+        to_f32(&a.data)
+    }
+}
+
+fn to_f32<R: Real>(values: &[R]) -> Vec<f32> {
+    values.iter().map(|v| v.to_f64() as f32).collect()
+}

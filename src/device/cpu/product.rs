@@ -1,0 +1,153 @@
+//! Matrix products, by the `gemm` crate.
+//!
+//! A row's bits do not depend on how many rows there are: the crate sums over the inner dimension in an order that the
+//! other two do not change, but for a single row, which takes another path and is therefore computed as two.
+
+use super::real::Real;
+
+/// A matrix as it lies: `rows` by `cols`, element (i, j) at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy)]
+pub struct View<'a, R> {
+    data: &'a [R],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a, R: Real> View<'a, R> {
+    /// Rows of `cols` values, `stride` apart.
+    pub fn strided(data: &'a [R], rows: usize, cols: usize, stride: usize) -> Self {
+        let view = View { data, rows, cols, row_stride: stride, col_stride: 1 };
+        assert!(rows == 0 || cols == 0 || view.last() < data.len(), "a view lies inside its data");
+        view
+    }
+
+    /// Rows of `cols` values, one after the other.
+    pub fn new(data: &'a [R], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// The transposed matrix, where it lies.
+    pub fn t(self) -> Self {
+        View {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    fn last(&self) -> usize {
+        (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride
+    }
+}
+
+/// Whether a product replaces what lies in its destination or is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Into {
+    /// Replace.
+    Store,
+    /// Add.
+    Add,
+}
+
+/// y (+)= a b, y in rows `stride` apart. `threads` of the current pool take part; 1 stays on this thread.
+pub fn product<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    assert_eq!(b.rows, k, "inner dimensions of a product");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!((m - 1) * stride + n <= y.len() && n <= stride, "a product lies inside its destination");
+    if m > 1 {
+        return gemm(y, stride, into, a, b, threads);
+    }
+    let mut two = vec![R::ZERO; 2 * k];
+    for (j, x) in two[..k].iter_mut().enumerate() {
+        *x = a.data[j * a.col_stride];
+    }
+    let mut out = vec![R::ZERO; 2 * n];
+    if into == Into::Add {
+        out[..n].copy_from_slice(&y[..n]);
+    }
+    gemm(&mut out, n, into, View::new(&two, 2, k), b, threads);
+    y[..n].copy_from_slice(&out[..n]);
+}
+
+fn gemm<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
+    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    // SAFETY: `View` and `product` assert that every element of y, a and b lies inside its slice; y is borrowed
+    // mutably, so it overlaps neither.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            y.as_mut_ptr(),
+            1,
+            stride as isize,
+            into == Into::Add,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            R::ONE,
+            R::ONE,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize, seed: u64) -> Vec<f32> {
+        let mut s = seed;
+        (0..n)
+            .map(|_| {
+                s = s.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                ((s >> 40) as f32 / (1 << 24) as f32) - 0.5
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_whatever_the_other_rows_and_the_threads() {
+        for (k, n) in [(384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768), (32, 64)] {
+            let (a, w) = (values(300 * k, 1), values(n * k, 2));
+            let run = |first: usize, m: usize, back: bool, threads: usize| {
+                let mut y = vec![0f32; m * n];
+                // Both directions a layer uses: x W' with W (n, k), and dy W with W (k, n).
+                let b = if back { View::new(&w, k, n) } else { View::new(&w, n, k).t() };
+                product(&mut y, n, Into::Store, View::new(&a[first * k..], m, k), b, threads);
+                y
+            };
+            for back in [false, true] {
+                let all = run(0, 300, back, 2);
+                for (first, m, threads) in
+                    [(0, 300, 1), (0, 1, 1), (7, 1, 2), (7, 2, 1), (3, 5, 2), (120, 130, 1), (299, 1, 1), (64, 64, 2)]
+                {
+                    let part = run(first, m, back, threads);
+                    let same = part.iter().zip(&all[first * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "k {k} n {n} rows {first}.. of {m}, {threads} threads, back {back}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_adds_where_it_is_told_to() {
+        let (a, b) = ([1.0, 2.0], [3.0, 4.0]);
+        let mut y = [10.0f64];
+        product(&mut y, 1, Into::Add, View::new(&a, 1, 2), View::new(&b, 2, 1), 1);
+        assert_eq!(y, [21.0]);
+    }
+}
