@@ -4,6 +4,7 @@
 
 pub mod base;
 pub mod device;
+pub mod encoder;
 mod error;
 
 pub use error::{Error, Kind, Result};

@@ -374,14 +374,25 @@ pub trait Ops: Device {
     fn add_squares(&mut self, grad: &Self::Params, rules: &[Option<AdamW>], sums: &mut Self::Params);
     /// One step of AdamW for the groups with a rule; `squares` are the sums of [`Ops::add_squares`] over all tensors.
     fn adamw(&mut self, p: &mut Trained<Self>, grad: &Self::Params, squares: &Self::Params, rules: &[Option<AdamW>]);
-    /// into = base + delta; `base` may have one row for all groups.
-    fn sum(&mut self, base: &Self::Params, delta: &Self::Params, into: &mut Self::Params);
+    /// into = base + delta, or into[at[i]] = base[i] + delta[i]; `base` may have one row for all groups.
+    fn sum(&mut self, base: &Self::Params, delta: &Self::Params, at: Option<&Self::Index>, into: &mut Self::Params);
+    /// As [`Ops::sum`], laying the weight of group `g` out anew.
+    fn write_weight(
+        &mut self,
+        base: &Self::Params,
+        delta: &Self::Params,
+        g: usize,
+        at: Option<&Self::Index>,
+        into: &mut Self::Weight,
+    );
+    /// As [`Ops::sum`], for a table, which groups never own.
+    fn write_table(
+        &mut self,
+        base: &Self::Params,
+        delta: &Self::Params,
+        at: Option<&Self::Index>,
+        into: &mut Self::Table,
+    );
     /// into[i] = from[at[i]], one row.
     fn gather(&mut self, from: &Self::Params, at: &Self::Index, into: &mut Self::Params);
-    /// into[at[i]] = values[i], one row.
-    fn scatter(&mut self, values: &Self::Params, at: &Self::Index, into: &mut Self::Params);
-    /// Lays a trained weight of group `g` out anew: all of it, or the entries at `at`.
-    fn write_weight(&mut self, values: &Self::Params, g: usize, at: Option<&Self::Index>, into: &mut Self::Weight);
-    /// As [`Ops::write_weight`], for a table, which groups never own.
-    fn write_table(&mut self, values: &Self::Params, at: Option<&Self::Index>, into: &mut Self::Table);
 }

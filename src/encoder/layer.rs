@@ -133,6 +133,11 @@ impl<D: Device> Kept<D> {
     pub fn output_norm(&self) -> &Norm<D> {
         &self.norm_2
     }
+
+    /// As [`Kept::output_norm`], dropping the rest.
+    pub fn into_output_norm(self) -> Norm<D> {
+        self.norm_2
+    }
 }
 
 /// How far down the backward must go in a layer, from the top: below is nothing that trains.
@@ -179,10 +184,10 @@ pub fn forward<D: Ops>(
     let q = d.linear(&x, &w.query, &b.query); // (T or S, H), as is all that follows
     let (o, lse) = d.attention(&q, &k, &v, site(At::Probabilities)); // (.., H), (.., A)
     let a = d.product(o, &w.attention_output); // (.., H)
-    let ln = Affine { gamma: &w.attention_layernorm, beta: &b.attention_layernorm };
+    let ln = Affine { gamma: &*w.attention_layernorm, beta: &b.attention_layernorm };
     let (h, norm_1) = d.add_norm(x, a, &b.attention_output, ln, site(At::AttentionOutput));
     let (u, y) = d.feed_forward(&h, &w.intermediate, &b.intermediate, &w.output); // (.., I), (.., H)
-    let ln = Affine { gamma: &w.output_layernorm, beta: &b.output_layernorm };
+    let ln = Affine { gamma: &*w.output_layernorm, beta: &b.output_layernorm };
     let (h, norm_2) = d.add_norm(h, y, &b.output, ln, site(At::Output));
     (h, Kept { q, k, v, lse, norm_1, u, norm_2 })
 }
@@ -218,7 +223,7 @@ pub fn backward<D: Ops>(
 
     let du = d.feed_forward_back(dy, &w.output, u, db.intermediate.as_mut()); // (.., I)
     if let Some(g) = dw.as_mut() {
-        let ln = Affine { gamma: &w.attention_layernorm, beta: &b.attention_layernorm };
+        let ln = Affine { gamma: &*w.attention_layernorm, beta: &b.attention_layernorm };
         let h = d.renorm(&norm_1, ln, None);
         d.weight_grad(&du, &h, &mut g.intermediate);
     }

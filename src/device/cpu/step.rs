@@ -338,13 +338,25 @@ impl<R: Real> Ops for Cpu<R> {
         self.adamw_step(p, grad, squares, rules);
     }
 
-    fn sum(&mut self, base: &Vectors<R>, delta: &Vectors<R>, into: &mut Vectors<R>) {
+    fn sum(&mut self, base: &Vectors<R>, delta: &Vectors<R>, at: Option<&Vec<u64>>, into: &mut Vectors<R>) {
         for g in 0..delta.rows {
-            let sums = base.of(g).iter().zip(delta.of(g)).map(|(b, d)| *b + *d);
-            for (into, sum) in into.of_mut(g).iter_mut().zip(sums) {
-                *into = sum;
-            }
+            add(base.of(g), delta.of(g), at, into.of_mut(g));
         }
+    }
+
+    fn write_weight(
+        &mut self,
+        base: &Vectors<R>,
+        delta: &Vectors<R>,
+        g: usize,
+        at: Option<&Vec<u64>>,
+        into: &mut Matrix<R>,
+    ) {
+        add(base.of(g), delta.of(g), at, &mut into.data);
+    }
+
+    fn write_table(&mut self, base: &Vectors<R>, delta: &Vectors<R>, at: Option<&Vec<u64>>, into: &mut Matrix<R>) {
+        add(base.of(0), delta.of(0), at, &mut into.data);
     }
 
     fn gather(&mut self, from: &Vectors<R>, at: &Vec<u64>, into: &mut Vectors<R>) {
@@ -352,27 +364,13 @@ impl<R: Real> Ops for Cpu<R> {
             *into = from.data[*at as usize];
         }
     }
-
-    fn scatter(&mut self, values: &Vectors<R>, at: &Vec<u64>, into: &mut Vectors<R>) {
-        write(&values.data, Some(at), &mut into.data);
-    }
-
-    fn write_weight(&mut self, values: &Vectors<R>, g: usize, at: Option<&Vec<u64>>, into: &mut Matrix<R>) {
-        write(values.of(g), at, &mut into.data);
-    }
-
-    fn write_table(&mut self, values: &Vectors<R>, at: Option<&Vec<u64>>, into: &mut Matrix<R>) {
-        write(&values.data, at, &mut into.data);
-    }
 }
 
-fn write<R: Real>(values: &[R], at: Option<&Vec<u64>>, into: &mut [R]) {
+/// into = base + delta, or into[at[i]] = base[i] + delta[i].
+fn add<R: Real>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [R]) {
+    let sums = base.iter().zip(delta).map(|(b, d)| *b + *d);
     match at {
-        None => into.copy_from_slice(values),
-        Some(at) => {
-            for (value, at) in values.iter().zip(at) {
-                into[*at as usize] = *value;
-            }
-        }
+        None => into.iter_mut().zip(sums).for_each(|(into, sum)| *into = sum),
+        Some(at) => at.iter().zip(sums).for_each(|(at, sum)| into[*at as usize] = sum),
     }
 }

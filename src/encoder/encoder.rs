@@ -1,0 +1,418 @@
+//! What the layers above hold of the encoder: a base laid out on a device, the tasks attached to it, and a forward of
+//! any mixture of them.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::Tensor;
+
+use super::network::{AllBiases, Network};
+use super::pass::{Heads, Pass, Plan};
+use super::split_logits;
+use super::trainer::{Run, Trainer, Training};
+use crate::base::base::Base;
+use crate::base::config::{Activation as ConfigActivation, Config};
+use crate::base::delta::{Change, Delta, Head};
+use crate::base::parameters::{Role, Term};
+use crate::device::DeviceName;
+use crate::device::batch::Batch;
+use crate::device::cpu::Cpu;
+use crate::device::ops::{Activation, Arithmetic, Classifier, Dropout, Ops};
+use crate::error::{Error, Result};
+
+/// A base laid out on a device, ready to run. Clones share it; a forward takes it for itself while it runs.
+#[derive(Clone)]
+pub struct Encoder {
+    base: Base,
+    engine: Arc<dyn Engine>,
+}
+
+/// A task's values, attached to an [`Encoder`]: its biases summed with the base's, and its head. Cheap to clone.
+#[derive(Clone)]
+pub struct Task {
+    values: Arc<dyn Any + Send + Sync>,
+    n_outputs: usize,
+    alone: bool,
+}
+
+impl Task {
+    /// Outputs a sequence: classes, or 1 for a value.
+    pub fn n_outputs(&self) -> usize {
+        self.n_outputs
+    }
+
+    /// Whether the task has weights of its own (`full`, `random`), so that it runs in batches of its own.
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+}
+
+impl Encoder {
+    /// Lays a base out on a device; `n_threads` is for the CPU, 0 means one a core.
+    ///
+    /// # Errors
+    ///
+    /// Where a tensor cannot be read, or the device cannot be had.
+    pub fn new(base: &Base, device: DeviceName, n_threads: usize) -> Result<Self> {
+        let DeviceName::Cpu = device;
+        let cpu = Cpu::<f32>::new(arithmetic(base.config()), n_threads)?;
+        Ok(Encoder { base: base.clone(), engine: Arc::new(Runtime::new(cpu, base)?) })
+    }
+
+    /// The base.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Attaches a task's values.
+    ///
+    /// # Errors
+    ///
+    /// Where a tensor is not the base's or has another size.
+    pub fn attach(&self, delta: &Delta) -> Result<Task> {
+        self.engine.attach(delta)
+    }
+
+    /// Runs a batch in which group `g` belongs to `tasks[g]`, dropout off. One row a sequence, in order: the logits of
+    /// its task, or the pooled output (H) where the group has none.
+    ///
+    /// # Errors
+    ///
+    /// Where a task that runs alone is beside others, a group without a task meets a base without a pooler, a batch
+    /// does not fit the base, or the device fails.
+    pub fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {
+        self.check(batch, tasks)?;
+        self.engine.forward(batch, tasks)
+    }
+
+    /// The hidden states of every token, from the embeddings' output to the last layer's, each (T, H) as candle's
+    /// tensor on its CPU, in the order of the packed batch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Encoder::forward`].
+    pub fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Tensor>> {
+        self.check(batch, tasks)?;
+        let states = self.engine.hidden_states(batch, tasks)?;
+        states.into_iter().map(|s| self.tensor(s, batch.n_tokens())).collect()
+    }
+
+    /// The pooled output of every sequence (S, H), as candle's tensor on its CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Encoder::forward`].
+    pub fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Tensor> {
+        self.check(batch, tasks)?;
+        self.tensor(self.engine.pooled(batch, tasks)?, batch.n_sequences())
+    }
+
+    fn tensor(&self, values: Vec<f32>, rows: usize) -> Result<Tensor> {
+        let shape = (rows, self.base.config().hidden_size);
+        Tensor::from_vec(values, shape, &candle_core::Device::Cpu).map_err(|e| Error::Device(e.to_string()))
+    }
+
+    /// Lays out runs to train together in one step; each is a group. They share this encoder's frozen weights.
+    ///
+    /// # Errors
+    ///
+    /// See [`Trainer::new`].
+    pub fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
+        self.engine.trainer(runs)
+    }
+
+    /// SHA-256 over the frozen weights as they are laid out.
+    pub fn weights_hash(&self) -> String {
+        self.engine.weights_hash()
+    }
+
+    /// The most bytes of pooled buffers that forwards had in use at once.
+    pub fn peak_bytes(&self) -> usize {
+        self.engine.peak_bytes()
+    }
+
+    fn check(&self, batch: &Batch, tasks: &[Option<Task>]) -> Result<()> {
+        let config = self.base.config();
+        if batch.n_sequences() == 0 {
+            return Err(Error::setting("batch", "at least one sequence", "none"));
+        }
+        if batch.n_groups() > tasks.len() {
+            return Err(Error::setting("tasks of a batch", format!("{}", batch.n_groups()), tasks.len()));
+        }
+        if tasks.len() > 1 && tasks.iter().flatten().any(Task::is_alone) {
+            return Err(Error::Usage("a task with weights of its own runs in batches of its own".into()));
+        }
+        if let Some(id) = batch.ids().iter().find(|id| **id as usize >= config.vocab_size) {
+            return Err(Error::setting("token id", format!("below {}", config.vocab_size), id));
+        }
+        if let Some(id) = batch.type_ids().iter().find(|id| **id as usize >= config.type_vocab_size) {
+            return Err(Error::setting("token type id", format!("below {}", config.type_vocab_size), id));
+        }
+        let longest = (0..batch.n_sequences()).map(|s| batch.tokens_of(s).len()).max().unwrap_or(0);
+        if longest > config.max_position_embeddings {
+            let expected = format!("at most {} tokens", config.max_position_embeddings);
+            return Err(Error::setting("sequence", expected, longest));
+        }
+        Ok(())
+    }
+}
+
+/// The arithmetic of a config.
+pub(super) fn arithmetic(config: &Config) -> Arithmetic {
+    Arithmetic {
+        n_heads: config.num_attention_heads,
+        layer_norm_eps: config.layer_norm_eps,
+        activation: match config.hidden_act {
+            ConfigActivation::Gelu => Activation::Gelu,
+            ConfigActivation::GeluTanh => Activation::GeluTanh,
+            ConfigActivation::Relu => Activation::Relu,
+        },
+    }
+}
+
+/// An encoder on some device.
+trait Engine: Send + Sync {
+    fn attach(&self, delta: &Delta) -> Result<Task>;
+    fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
+    fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
+    fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<f32>>;
+    fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>>;
+    fn weights_hash(&self) -> String;
+    fn peak_bytes(&self) -> usize;
+}
+
+/// One bias of the base, on the host: what a batch's rows are gathered from.
+struct BaseBias {
+    name: String,
+    term: Term,
+    layer: Option<usize>,
+    values: Vec<f32>,
+}
+
+/// A base on a device.
+pub(super) struct Runtime<D: Ops> {
+    base: Base,
+    network: Network<D>,
+    biases: Vec<BaseBias>,
+    context: Mutex<D>,
+}
+
+/// A task's values for a device.
+struct Attached<D: Ops> {
+    /// Summed with the base's, in the order of [`Runtime::biases`].
+    biases: Vec<Vec<f32>>,
+    head: Head,
+    pooler: Option<Arc<D::Weight>>,
+    /// Where the task has weights of its own.
+    network: Option<Network<D>>,
+}
+
+/// What a batch's groups read.
+struct InUse<'t, D: Ops> {
+    network: &'t Network<D>,
+    biases: AllBiases<D>,
+    heads: Option<Heads<D>>,
+}
+
+impl<D: Ops> Runtime<D> {
+    pub(super) fn new(context: D, base: &Base) -> Result<Self> {
+        let network = Network::load(&context, base)?;
+        let mut biases = Vec::new();
+        for p in base.parameters() {
+            if let Role::Bias(term) = p.role {
+                let values = base.tensor(&p.name)?;
+                biases.push(BaseBias { name: p.name.clone(), term, layer: p.layer, values });
+            }
+        }
+        Ok(Runtime { base: base.clone(), network, biases, context: Mutex::new(context) })
+    }
+
+    fn context(&self) -> MutexGuard<'_, D> {
+        // A context begins every pass anew, so one that a panic left behind is as good as new.
+        self.context.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A trainer over this network.
+    pub(super) fn train(&self, runs: &[Run]) -> Result<Trainer<D>> {
+        let context = self.context().fork();
+        Trainer::new(context, &self.base, &self.network, runs)
+    }
+
+    fn in_use<'t>(&'t self, d: &D, tasks: &'t [Option<Task>]) -> Result<InUse<'t, D>> {
+        let config = self.base.config();
+        let h = config.hidden_size;
+        let attached = |task: &'t Option<Task>| -> Result<Option<&'t Attached<D>>> {
+            let Some(task) = task else { return Ok(None) };
+            let foreign = || Error::Usage("a task was attached to an encoder on another device".into());
+            task.values.downcast_ref().map(Some).ok_or_else(foreign)
+        };
+        let tasks: Vec<_> = tasks.iter().map(attached).collect::<Result<_>>()?;
+        if !self.base.has_pooler() && tasks.iter().any(Option::is_none) {
+            let id = self.base.id();
+            return Err(Error::Usage(format!("base {id} has no pooler, so it has no output without a task's patch")));
+        }
+        let groups = tasks.len();
+        let biases = AllBiases::new(d, config, groups, |term, layer| {
+            let Some(i) = self.biases.iter().position(|b| b.term == term && b.layer == layer) else {
+                // A checkpoint without a pooler: its bias is each head's own.
+                let own = |t: &Option<&Attached<D>>| t.and_then(|t| t.head.pooler.clone()).map(|p| p.1);
+                return tasks.iter().flat_map(|t| own(t).unwrap_or_else(|| vec![0.0; h])).collect();
+            };
+            let of = |t: &Option<&'t Attached<D>>| t.map_or(&self.biases[i].values, |t| &t.biases[i]).iter().copied();
+            tasks.iter().flat_map(of).collect()
+        });
+        let widest = tasks.iter().flatten().map(|t| t.head.n_outputs).max();
+        let heads = widest.map(|widest| {
+            let padded = |values: fn(&Head) -> &Vec<f32>, n: usize| {
+                let mut all = Vec::with_capacity(groups * n);
+                for (g, task) in tasks.iter().enumerate() {
+                    all.extend(task.iter().flat_map(|t| values(&t.head)));
+                    all.resize((g + 1) * n, 0.0);
+                }
+                d.params(groups, &all)
+            };
+            Heads {
+                classifier: Classifier {
+                    weight: padded(|head| &head.weight, widest * h),
+                    bias: padded(|head| &head.bias, widest),
+                    n_outputs: tasks.iter().map(|t| t.map_or(0, |t| t.head.n_outputs)).collect(),
+                },
+                poolers: tasks.iter().map(|t| t.and_then(|t| t.pooler.clone())).collect(),
+            }
+        });
+        let network = match tasks[..] {
+            [Some(Attached { network: Some(own), .. })] => own,
+            _ => &self.network,
+        };
+        Ok(InUse { network, biases, heads })
+    }
+}
+
+impl<D: Ops> Engine for Runtime<D> {
+    fn attach(&self, delta: &Delta) -> Result<Task> {
+        let d = self.context();
+        let config = self.base.config();
+        let h = config.hidden_size;
+        let head = delta.head.clone();
+        check_len("classifier.weight", head.n_outputs * h, head.weight.len())?;
+        check_len("classifier.bias", head.n_outputs, head.bias.len())?;
+        let pooler = match (self.base.has_pooler(), &head.pooler) {
+            (true, None) => None,
+            (false, Some((weight, bias))) => {
+                check_len("pooler.dense.weight", h * h, weight.len())?;
+                check_len("pooler.dense.bias", h, bias.len())?;
+                Some(Arc::new(d.weight(h, h, weight.clone())))
+            }
+            (true, Some(_)) => return Err(Error::setting("head", "no pooler: the base has one to share", "a pooler")),
+            (false, None) => return Err(Error::setting("head", "a pooler: the base has none", "no pooler")),
+        };
+        let mut biases: Vec<Vec<f32>> = self.biases.iter().map(|b| b.values.clone()).collect();
+        let mut network: Option<Network<D>> = None;
+        for (name, change) in &delta.changes {
+            if let Some(i) = self.biases.iter().position(|b| &b.name == name) {
+                add(name, &mut biases[i], change)?;
+                continue;
+            }
+            let unknown = || Error::setting("tensor of a patch", "a tensor of the base", format_args!("`{name}`"));
+            let p = self.base.parameters().iter().find(|p| &p.name == name).ok_or_else(unknown)?;
+            let mut values = self.base.tensor(name)?;
+            add(name, &mut values, change)?;
+            network.get_or_insert_with(|| self.network.clone()).replace(&*d, p, values);
+        }
+        let (n_outputs, alone) = (head.n_outputs, network.is_some());
+        Ok(Task { values: Arc::new(Attached { biases, head, pooler, network }), n_outputs, alone })
+    }
+
+    fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {
+        let mut d = self.context();
+        let InUse { network, biases, heads } = self.in_use(&d, tasks)?;
+        let bare = tasks.iter().any(Option::is_none);
+        let (logits, pooled) = d.run(|d| {
+            d.begin(batch.clone(), Dropout::NONE);
+            let pass = Pass { network, biases: &biases };
+            let (first, _) = pass.hidden(d, Plan::INFERENCE, true, |_, _| ());
+            let pooled = pass.pooled(d, &first, heads.as_ref());
+            let logits = heads.as_ref().map(|heads| d.classify(&pooled, &heads.classifier));
+            (logits.map(|l| d.read_rows(&l)), bare.then(|| d.read_act(&pooled)))
+        });
+        d.finish()?;
+        let mut rows = match (&logits, &heads) {
+            (Some(logits), Some(heads)) => split_logits(logits, batch, &heads.classifier.n_outputs),
+            _ => vec![Vec::new(); batch.n_sequences()],
+        };
+        if let Some(pooled) = pooled {
+            let of_sequence = pooled.chunks(self.base.config().hidden_size);
+            for ((row, pooled), g) in rows.iter_mut().zip(of_sequence).zip(batch.groups()) {
+                if tasks[*g].is_none() {
+                    *row = pooled.to_vec();
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {
+        let mut d = self.context();
+        let InUse { network, biases, .. } = self.in_use(&d, tasks)?;
+        let mut states = Vec::new();
+        d.run(|d| {
+            d.begin(batch.clone(), Dropout::NONE);
+            let pass = Pass { network, biases: &biases };
+            pass.hidden(d, Plan::INFERENCE, false, |d, state| states.push(d.read_stream(state)));
+        });
+        d.finish()?;
+        Ok(states)
+    }
+
+    fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<f32>> {
+        let mut d = self.context();
+        let InUse { network, biases, heads } = self.in_use(&d, tasks)?;
+        let pooled = d.run(|d| {
+            d.begin(batch.clone(), Dropout::NONE);
+            let pass = Pass { network, biases: &biases };
+            let (first, _) = pass.hidden(d, Plan::INFERENCE, true, |_, _| ());
+            let pooled = pass.pooled(d, &first, heads.as_ref());
+            d.read_act(&pooled)
+        });
+        d.finish()?;
+        Ok(pooled)
+    }
+
+    fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
+        Ok(Box::new(self.train(runs)?))
+    }
+
+    fn weights_hash(&self) -> String {
+        self.network.hash(&*self.context())
+    }
+
+    fn peak_bytes(&self) -> usize {
+        self.context().peak_bytes()
+    }
+}
+
+fn check_len(tensor: &str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::setting(tensor, format!("{expected} values"), found))
+}
+
+/// values += change.
+fn add(name: &str, values: &mut [f32], change: &Change) -> Result<()> {
+    match change {
+        Change::Dense(delta) => {
+            check_len(name, values.len(), delta.len())?;
+            values.iter_mut().zip(delta).for_each(|(v, d)| *v += *d);
+        }
+        Change::Sparse { indices, values: delta } => {
+            check_len(name, indices.len(), delta.len())?;
+            for (i, d) in indices.iter().zip(delta) {
+                let expected = format!("a position below {}", values.len());
+                let at = usize::try_from(*i).ok().filter(|i| *i < values.len());
+                values[at.ok_or_else(|| Error::setting(name, expected, i))?] += *d;
+            }
+        }
+    }
+    Ok(())
+}
