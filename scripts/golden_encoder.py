@@ -34,7 +34,8 @@ B. minilm/: the default base on sentences
      "training": {"runs": {RUN: record}}: each step is over all sequences
    expected.safetensors (F32 unless said)
      classifier.weight (2, 384), classifier.bias (2): the head. logits (S, 2): F64. pooled (S, 384)
-     hidden_states.0.sequence.I, hidden_states.6.sequence.I (tokens, 384) of the whole ones. hidden_states.6.first (S, 384)
+     hidden_states.0.sequence.I, hidden_states.6.sequence.I (tokens, 384) of the whole ones
+     hidden_states.6.first (S, 384): the first token's of every sequence
      grad.NAME: every bias and the head
      full.indices.NAME (I64), full.values.NAME (F64): gradients at 20 flat positions of every tensor
      random.indices.NAME, random.values.NAME: the same at 2000 positions, shared out over the tensors by size
