@@ -287,7 +287,8 @@ ABOUT = (
 )
 CLEAN = (
     "The base (all-MiniLM-L6-v2) was trained on sentence pairs that include AllNLI, Quora pairs and image captions: "
-    "RTE and STS-B are not clean tests for it; MRPC and CoLA are. RTE's 277 dev rows carry a standard error of 3 points."
+    "RTE and STS-B are not clean tests for it; MRPC and CoLA are. RTE's 277 dev rows carry a standard error of three "
+    "points."
 )
 
 
