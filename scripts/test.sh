@@ -43,13 +43,17 @@ skip() { # NAME REASON
 # --show-output also shows what passing tests print, so that a test that skips itself is seen.
 tests() { HF_HUB_OFFLINE=1 cargo test --release --locked --no-fail-fast "$@" -- --show-output; }
 
-# Files under tests/ that drive the binary name it as cargo does; the others call the library.
+# Tests that drive the binary name it as cargo does; the others call the library.
 targets() { # with|without
-  local file
-  for file in tests/*.rs; do
-    [ "$file" = tests/layers.rs ] && continue
+  local file name
+  for file in tests/*.rs tests/*/main.rs; do
+    [ -e "$file" ] || continue
+    name=${file#tests/}
+    name=${name%/main.rs}
+    name=${name%.rs}
+    [ "$name" != layers ] || continue
     if grep -q CARGO_BIN_EXE_bitfit "$file"; then [ "$1" = with ]; else [ "$1" = without ]; fi || continue
-    printf -- '--test\n%s\n' "$(basename "$file" .rs)"
+    printf -- '--test\n%s\n' "$name"
   done
 }
 
