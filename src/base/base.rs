@@ -333,8 +333,8 @@ fn in_order_of_name(parameters: &[Parameter]) -> Vec<&Parameter> {
 fn random_tensor(config: &Config, parameter: &Parameter, seed: u64) -> Vec<f32> {
     match parameter.role {
         Role::Bias(_) => vec![0.0; parameter.len()],
-        Role::NormWeight => vec![1.0; parameter.len()],
-        Role::Matrix | Role::Table => {
+        Role::NormWeight(_) => vec![1.0; parameter.len()],
+        Role::Matrix(_) | Role::Table(_) => {
             let mut hash = Fingerprint::new("bitfit random tensor 1");
             hash.number(seed);
             hash.text(&parameter.name);
