@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::buffer::{Mat, Space};
-use super::product::{Into, View, product};
+use super::product::{Into, View, product_alone};
 use super::real::{Real, dot, lane_sum};
 use super::{Cpu, Row, multipliers};
 use crate::device::ops::Site;
@@ -69,14 +69,14 @@ impl<R: Real> Cpu<R> {
                     let q = View::strided(&q.data[queries[s].start * h + head * d..], m, d, h);
                     let k = View::strided(&k.data[keys[s].start * h + head * d..], len, d, h);
                     let v = View::strided(&v.data[keys[s].start * h + head * d..], len, d, h);
-                    product(p, len, Into::Store, q, k.t(), 1);
+                    product_alone(p, len, Into::Store, q, k.t(), 1);
                     self.arch.dispatch(|| {
                         for (row, lse) in p.chunks_mut(len).zip(lse.chunks_mut(heads)) {
                             lse[head] = softmax(row, scale);
                         }
                         self.drop_probabilities(s, head, site, p, len, mask);
                     });
-                    product(&mut o[head * d..], h, Into::Store, View::new(p, m, len), v, 1);
+                    product_alone(&mut o[head * d..], h, Into::Store, View::new(p, m, len), v, 1);
                 }
             },
         );
@@ -113,8 +113,8 @@ impl<R: Real> Cpu<R> {
                 let d_o = View::strided(&d_o.data[queries[s].start * h + at..], m, d, h);
                 let qs = View::strided(&q[at..], m, d, h);
                 let ks = View::strided(&k[at..], len, d, h);
-                product(p, len, Into::Store, qs, ks.t(), 1);
-                product(dp, len, Into::Store, d_o, View::strided(&v[at..], len, d, h).t(), 1);
+                product_alone(p, len, Into::Store, qs, ks.t(), 1);
+                product_alone(dp, len, Into::Store, d_o, View::strided(&v[at..], len, d, h).t(), 1);
                 self.arch.dispatch(|| {
                     for (position, (p, dp)) in p.chunks_mut(len).zip(dp.chunks_mut(len)).enumerate() {
                         let lse = lse.data[(queries[s].start + position) * heads + head];
@@ -132,9 +132,9 @@ impl<R: Real> Cpu<R> {
                     }
                 });
                 // `p` holds dS / sqrt D now, `dp` holds M * P.
-                product(dq, d, Into::Store, View::new(p, m, len), ks, 1);
-                product(dk, d, Into::Store, View::new(p, m, len).t(), qs, 1);
-                product(&mut v[at..], h, Into::Store, View::new(dp, m, len).t(), d_o, 1);
+                product_alone(dq, d, Into::Store, View::new(p, m, len), ks, 1);
+                product_alone(dk, d, Into::Store, View::new(p, m, len).t(), qs, 1);
+                product_alone(&mut v[at..], h, Into::Store, View::new(dp, m, len).t(), d_o, 1);
                 for (to, from) in q.chunks_mut(h).zip(dq.chunks(d)) {
                     to[at..at + d].copy_from_slice(from);
                 }

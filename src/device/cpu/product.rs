@@ -1,7 +1,9 @@
 //! Matrix products, by the `gemm` crate.
 //!
-//! A row's bits do not depend on how many rows there are: the crate sums over the inner dimension in an order that the
-//! other two do not change, but for a single row, which takes another path and is therefore computed as two.
+//! In [`product`] a row's bits do not depend on how many rows there are: the crate sums over the inner dimension in an
+//! order that the other two do not change, but for small products, which take other paths. Those are computed with
+//! more rows than they have. [`product_alone`] has no such promise, and no such cost: it is for products whose shape
+//! does not depend on what else is in the batch, as those of attention.
 
 use super::real::Real;
 
@@ -53,32 +55,57 @@ pub enum Into {
     Add,
 }
 
-/// y (+)= a b, y in rows `stride` apart. `threads` of the current pool take part; 1 stays on this thread.
+/// Fewer rows than these, at `n` columns, and the crate takes another path: dot products where the result has at most
+/// 256 entries, a shorter block of the inner dimension where neither side is above 64, its own loop for a single row.
+fn least_rows(n: usize) -> usize {
+    if n <= 64 { 65 } else { (256 / n + 1).max(2) }
+}
+
+/// y (+)= a b, y in rows `stride` apart; a row's bits do not depend on the others. `threads` of the current pool take
+/// part; 1 stays on this thread.
 pub fn product<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
-    assert_eq!(b.rows, k, "inner dimensions of a product");
-    if m == 0 || n == 0 {
-        return;
+    let rows = least_rows(n);
+    if m >= rows || m == 0 {
+        return product_alone(y, stride, into, a, b, threads);
     }
-    assert!((m - 1) * stride + n <= y.len() && n <= stride, "a product lies inside its destination");
-    if m > 1 {
-        return gemm(y, stride, into, a, b, threads);
+    check(y.len(), stride, a, b);
+    let mut padded = vec![R::ZERO; rows * k];
+    for (i, row) in padded.chunks_mut(k).take(m).enumerate() {
+        for (j, x) in row.iter_mut().enumerate() {
+            *x = a.data[i * a.row_stride + j * a.col_stride];
+        }
     }
-    let mut two = vec![R::ZERO; 2 * k];
-    for (j, x) in two[..k].iter_mut().enumerate() {
-        *x = a.data[j * a.col_stride];
-    }
-    let mut out = vec![R::ZERO; 2 * n];
+    let mut out = vec![R::ZERO; rows * n];
     if into == Into::Add {
-        out[..n].copy_from_slice(&y[..n]);
+        for (out, y) in out.chunks_mut(n).zip(y.chunks(stride)).take(m) {
+            out.copy_from_slice(&y[..n]);
+        }
     }
-    gemm(&mut out, n, into, View::new(&two, 2, k), b, threads);
-    y[..n].copy_from_slice(&out[..n]);
+    gemm(&mut out, n, into, View::new(&padded, rows, k), b, threads);
+    for (out, y) in out.chunks(n).zip(y.chunks_mut(stride)).take(m) {
+        y[..n].copy_from_slice(out);
+    }
+}
+
+/// As [`product`], but a row's bits may depend on how many there are.
+pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
+    check(y.len(), stride, a, b);
+    if a.rows > 0 && b.cols > 0 {
+        gemm(y, stride, into, a, b, threads);
+    }
+}
+
+/// What makes [`gemm`] sound: every row of y lies inside it.
+fn check<R: Real>(len: usize, stride: usize, a: View<R>, b: View<R>) {
+    assert_eq!(b.rows, a.cols, "inner dimensions of a product");
+    let inside = a.rows == 0 || (a.rows - 1) * stride + b.cols <= len;
+    assert!(inside && b.cols <= stride, "a product lies inside its destination");
 }
 
 fn gemm<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
-    // SAFETY: `View` and `product` assert that every element of y, a and b lies inside its slice; y is borrowed
+    // SAFETY: `View` and `check` assert that every element of y, a and b lies inside its slice; y is borrowed
     // mutably, so it overlaps neither.
     unsafe {
         gemm::gemm(
@@ -121,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_whatever_the_other_rows_and_the_threads() {
-        for (k, n) in [(384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768), (32, 64)] {
+        for (k, n) in [(16, 16), (16, 24), (24, 16), (32, 64), (384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768)] {
             let (a, w) = (values(300 * k, 1), values(n * k, 2));
             let run = |first: usize, m: usize, back: bool, threads: usize| {
                 let mut y = vec![0f32; m * n];

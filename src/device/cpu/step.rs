@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::buffer::{Mat, Matrix, Space, Vectors};
-use super::product::{Into, View, product};
+use super::product::{Into, View, product, product_alone};
 use super::real::{Real, dot};
 use super::{CHUNK, Cpu};
 use crate::device::ops::{
@@ -99,7 +99,7 @@ impl<R: Real> Cpu<R> {
             Want::Nothing => {}
             Want::Full(sums) => {
                 let (dy, x) = (View::new(dy, rows, n_out), View::new(x, rows, n_in));
-                product(sums.of_mut(g), n_in, Into::Add, dy.t(), x, self.n_threads());
+                product_alone(sums.of_mut(g), n_in, Into::Add, dy.t(), x, self.n_threads());
             }
             Want::Sampled { entries, values } => {
                 // Both sides transposed, so that an entry is one dot product over rows that lie side by side.
