@@ -16,14 +16,20 @@ const POOLED: Site = Site { layer: 0, at: At::Pooled };
 impl<R: Real> Cpu<R> {
     pub(super) fn embed_forward(&self, tables: Tables<&Matrix<R>>, ln: Affine<Self>) -> (Mat<R>, Norm<Self>) {
         let (ids, types) = (self.batch.ids(), self.batch.type_ids());
-        self.norm_embeddings(tables.word.cols, ln, EMBEDDINGS, |i, row, z| {
-            let word = tables.word.row(ids[i] as usize);
-            let position = tables.position.row(row.position);
-            let token_type = tables.token_type.row(types[i] as usize);
-            for (((z, w), p), t) in z.iter_mut().zip(word).zip(position).zip(token_type) {
-                *z = *w + *p + *t;
-            }
-        })
+        self.norm_embeddings(
+            tables.word.cols,
+            ln,
+            EMBEDDINGS,
+            #[inline(always)]
+            |i, row, z| {
+                let word = tables.word.row(ids[i] as usize);
+                let position = tables.position.row(row.position);
+                let token_type = tables.token_type.row(types[i] as usize);
+                for (((z, w), p), t) in z.iter_mut().zip(word).zip(position).zip(token_type) {
+                    *z = *w + *p + *t;
+                }
+            },
+        )
     }
 
     pub(super) fn embed_backward(
@@ -37,8 +43,7 @@ impl<R: Real> Cpu<R> {
     ) {
         let dz = self.norm_embeddings_back(dx, n, gamma, EMBEDDINGS, dgamma, dbeta);
         let Some(tables) = tables else { return };
-        let positions: Vec<u32> =
-            (0..dz.rows).map(|i| self.place(Space::Tokens, i).position as u32).collect();
+        let positions: Vec<u32> = (0..dz.rows).map(|i| self.place(Space::Tokens, i).position as u32).collect();
         scatter_rows(&dz, self.batch.ids(), &mut tables.word);
         scatter_rows(&dz, &positions, &mut tables.position);
         scatter_rows(&dz, self.batch.type_ids(), &mut tables.token_type);
@@ -121,8 +126,7 @@ impl<R: Real> Cpu<R> {
     /// Cross entropy or squared error; the gradient of the logits over the logits.
     pub(super) fn loss_of(&self, mut logits: Mat<R>, n_outputs: &[usize], loss: &[Loss]) -> (Mat<R>, Mat<R>) {
         let groups = self.batch.n_groups();
-        let mut losses =
-            Mat { rows: groups, cols: 1, space: Space::Firsts, data: self.pool.take(groups, groups) };
+        let mut losses = Mat { rows: groups, cols: 1, space: Space::Firsts, data: self.pool.take(groups, groups) };
         losses.data.fill(R::ZERO);
         for i in 0..logits.rows {
             let g = self.place(Space::Firsts, i).group;

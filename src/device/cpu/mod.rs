@@ -1,7 +1,7 @@
 //! The CPU: every op in plain loops over safe slices, and one product.
 //!
 //! One text for f32, in which it works, and for f64, in which tests hold the same text to finite differences. Loops
-//! over rows are compiled for the widest instruction set of the processor at run time (crate `pulp`); their sums run in
+//! over rows are compiled for the widest instruction set of the processor at run time (`simd`); their sums run in
 //! fixed lanes, so that results do not depend on which one that is. Work is cut by rows, sequences or blocks of 64
 //! rows, never by threads, so results do not depend on their number either.
 //!
@@ -15,13 +15,14 @@ mod ends;
 mod norm;
 mod product;
 mod real;
+mod simd;
 mod step;
 mod sums;
 
 use std::sync::Arc;
 
-use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use simd::Arch;
 
 use super::batch::Batch;
 use super::ops::{Arithmetic, Device, Dropout, Site};
@@ -63,18 +64,17 @@ impl<R: Real> Cpu<R> {
     ///
     /// Where the system refuses to start the threads.
     pub fn new(arithmetic: Arithmetic, n_threads: usize) -> Result<Self> {
-        let threads = ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .thread_name(|i| format!("bitfit-{i}"))
-            .build()
-            .map_err(|e| Error::Device(format!("cannot start {n_threads} threads: {e}; ask for fewer with --threads")))?;
+        let threads =
+            ThreadPoolBuilder::new().num_threads(n_threads).thread_name(|i| format!("bitfit-{i}")).build().map_err(
+                |e| Error::Device(format!("cannot start {n_threads} threads: {e}; ask for fewer with --threads")),
+            )?;
         Ok(Self::with(arithmetic, Arc::new(threads)))
     }
 
     fn with(arithmetic: Arithmetic, threads: Arc<ThreadPool>) -> Self {
         Cpu {
             threads,
-            arch: Arch::new(),
+            arch: Arch::detect(),
             arithmetic,
             pool: Pool::new(),
             room: 0,
@@ -134,12 +134,16 @@ impl<R: Real> Cpu<R> {
 #[inline(always)]
 fn multipliers<R: Real>(mask: &MaskRow, out: &mut [R]) {
     let (cut, scale, n) = (mask.cut(), R::of(mask.scale()), out.len());
-    mask.blocks(n, |at, draws| {
-        let end = n.min(at + draws.len());
-        for (o, d) in out[at..end].iter_mut().zip(draws) {
-            *o = if u32::from(*d) >= cut { scale } else { R::ZERO };
-        }
-    });
+    mask.blocks(
+        n,
+        #[inline(always)]
+        |at, draws| {
+            let end = n.min(at + draws.len());
+            for (o, d) in out[at..end].iter_mut().zip(draws) {
+                *o = if u32::from(*d) >= cut { scale } else { R::ZERO };
+            }
+        },
+    );
 }
 
 impl<R: Real> Device for Cpu<R> {

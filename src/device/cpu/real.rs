@@ -191,7 +191,11 @@ pub fn lane_sum<R: Real>(n: usize, f: impl Fn(usize, R) -> R) -> R {
 #[inline(always)]
 pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     let b = &b[..a.len()];
-    lane_sum(a.len(), |j, sum| a[j].mul_add(b[j], sum))
+    lane_sum(
+        a.len(),
+        #[inline(always)]
+        |j, sum| a[j].mul_add(b[j], sum),
+    )
 }
 
 #[cfg(test)]
@@ -220,7 +224,14 @@ mod tests {
     #[test]
     fn a_lane_sum_counts_every_element_once() {
         for n in [0, 1, 15, 16, 17, 100] {
-            assert_eq!(lane_sum::<f64>(n, |j, s| s + j as f64), (n * n.saturating_sub(1) / 2) as f64);
+            assert_eq!(
+                lane_sum::<f64>(
+                    n,
+                    #[inline(always)]
+                    |j, s| s + j as f64
+                ),
+                (n * n.saturating_sub(1) / 2) as f64
+            );
         }
     }
 }

@@ -8,9 +8,7 @@ use super::buffer::{Mat, Matrix, Space, Vectors};
 use super::product::{Into, View, product, product_alone};
 use super::real::{Real, dot};
 use super::{CHUNK, Cpu};
-use crate::device::ops::{
-    Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want,
-};
+use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
 
 /// Rows of GELU(u) that exist at a time.
 const PANEL: usize = 256;
@@ -58,14 +56,18 @@ impl<R: Real> Cpu<R> {
     fn add_bias(&self, y: &mut Mat<R>, b: &Vectors<R>) {
         let (space, n) = (y.space, y.cols);
         y.data.par_chunks_mut(CHUNK * n).enumerate().for_each(|(chunk, rows)| {
-            self.arch.dispatch(|| {
-                for (i, y) in rows.chunks_mut(n).enumerate() {
-                    let b = b.of(self.place(space, chunk * CHUNK + i).group);
-                    for (y, b) in y.iter_mut().zip(b) {
-                        *y += *b;
+            self.arch.run(
+                rows,
+                #[inline(always)]
+                |rows: &mut [R]| {
+                    for (i, y) in rows.chunks_mut(n).enumerate() {
+                        let b = b.of(self.place(space, chunk * CHUNK + i).group);
+                        for (y, b) in y.iter_mut().zip(b) {
+                            *y += *b;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     }
 
@@ -83,11 +85,15 @@ impl<R: Real> Cpu<R> {
     fn map(&self, a: &mut [R], b: &[R], f: impl Fn(&mut R, R) + Sync) {
         let piece = 1 << 13;
         a.par_chunks_mut(piece).zip(b.par_chunks(piece)).for_each(|(a, b)| {
-            self.arch.dispatch(|| {
-                for (a, b) in a.iter_mut().zip(b) {
-                    f(a, *b);
-                }
-            });
+            self.arch.run(
+                a,
+                #[inline(always)]
+                |a: &mut [R]| {
+                    for (a, b) in a.iter_mut().zip(b) {
+                        f(a, *b);
+                    }
+                },
+            );
         });
     }
 
@@ -105,12 +111,16 @@ impl<R: Real> Cpu<R> {
                 // Both sides transposed, so that an entry is one dot product over rows that lie side by side.
                 let (dy, x) = (self.transposed(dy, n_out, rows), self.transposed(x, n_in, rows));
                 values.data.par_chunks_mut(64).zip(entries.par_chunks(64)).for_each(|(sums, entries)| {
-                    self.arch.dispatch(|| {
-                        for (sum, entry) in sums.iter_mut().zip(entries) {
-                            let (o, i) = (*entry as usize / n_in, *entry as usize % n_in);
-                            *sum += dot(&dy[o * rows..][..rows], &x[i * rows..][..rows]);
-                        }
-                    });
+                    self.arch.run(
+                        sums,
+                        #[inline(always)]
+                        |sums: &mut [R]| {
+                            for (sum, entry) in sums.iter_mut().zip(entries) {
+                                let (o, i) = (*entry as usize / n_in, *entry as usize % n_in);
+                                *sum += dot(&dy[o * rows..][..rows], &x[i * rows..][..rows]);
+                            }
+                        },
+                    );
                 });
             }
         }
@@ -178,20 +188,19 @@ impl<R: Real> Ops for Cpu<R> {
         self.times(&dy, View::new(&w.data, w.rows, w.cols), w.cols)
     }
 
-    fn feed_forward(
-        &mut self,
-        x: &Mat<R>,
-        wi: &Matrix<R>,
-        bi: &Vectors<R>,
-        wo: &Matrix<R>,
-    ) -> (Mat<R>, Mat<R>) {
+    fn feed_forward(&mut self, x: &Mat<R>, wi: &Matrix<R>, bi: &Vectors<R>, wo: &Matrix<R>) -> (Mat<R>, Mat<R>) {
         let u = self.linear(x, wi, bi);
         let (n, h, f) = (u.cols, wo.rows, self.arithmetic.activation);
         let mut y = self.mat(x.space, h);
         let mut panel = self.pool.take(PANEL.min(u.rows) * n, PANEL * n);
         for rows in Self::panels(u.rows) {
             let panel = &mut panel[..rows.len() * n];
-            self.map(panel, &u.data[rows.start * n..rows.end * n], |p, u| *p = activate(f, u));
+            self.map(
+                panel,
+                &u.data[rows.start * n..rows.end * n],
+                #[inline(always)]
+                |p, u| *p = activate(f, u),
+            );
             let (p, w) = (View::new(panel, rows.len(), n), View::new(&wo.data, h, n).t());
             product(&mut y.data[rows.start * h..rows.end * h], h, Into::Store, p, w, self.n_threads());
         }
@@ -205,7 +214,12 @@ impl<R: Real> Ops for Cpu<R> {
             let panel = &mut panel[..rows.len() * n];
             let d = View::new(&dy.data[rows.start * h..rows.end * h], rows.len(), h);
             product(panel, n, Into::Store, d, View::new(&wo.data, h, n), self.n_threads());
-            self.map(&mut u.data[rows.start * n..rows.end * n], panel, |u, d| *u = d * slope(f, *u));
+            self.map(
+                &mut u.data[rows.start * n..rows.end * n],
+                panel,
+                #[inline(always)]
+                |u, d| *u = d * slope(f, *u),
+            );
         }
         self.column_sums(&u, dbi);
         u
@@ -230,14 +244,7 @@ impl<R: Real> Ops for Cpu<R> {
         (dq, dk, dv)
     }
 
-    fn add_norm(
-        &mut self,
-        x: Mat<R>,
-        a: Mat<R>,
-        b: &Vectors<R>,
-        ln: Affine<Self>,
-        site: Site,
-    ) -> (Mat<R>, Norm<Self>) {
+    fn add_norm(&mut self, x: Mat<R>, a: Mat<R>, b: &Vectors<R>, ln: Affine<Self>, site: Site) -> (Mat<R>, Norm<Self>) {
         self.norm_forward(x, a, b, ln, site)
     }
 
@@ -257,7 +264,12 @@ impl<R: Real> Ops for Cpu<R> {
     fn activate(&mut self, u: &Mat<R>) -> Mat<R> {
         let mut f = self.mat(u.space, u.cols);
         let activation = self.arithmetic.activation;
-        self.map(&mut f.data, &u.data, |f, u| *f = activate(activation, u));
+        self.map(
+            &mut f.data,
+            &u.data,
+            #[inline(always)]
+            |f, u| *f = activate(activation, u),
+        );
         f
     }
 
