@@ -131,6 +131,9 @@ impl Machine {
 /// Names the base to load to a child process, and marks the line of its outcome.
 const CASE: &str = "BITFIT_TEST_LOAD";
 
+/// Stands for a command line without `--base`.
+const NOT_GIVEN: &str = "(not given)";
+
 /// The child's part. Run as a test like the others there is nothing to load, and it checks that.
 #[test]
 fn load_in_this_process() {
@@ -138,7 +141,8 @@ fn load_in_this_process() {
         assert!(BaseSpec::parse("").is_err());
         return;
     };
-    let fields = match BaseSpec::parse(&base).and_then(|spec| Base::load(&spec)) {
+    let given = Some(base.as_str()).filter(|&base| base != NOT_GIVEN);
+    let fields = match BaseSpec::resolve(given).and_then(|spec| Base::load(&spec)) {
         Ok(base) => {
             let folder = base.folder().unwrap().to_str().unwrap().to_string();
             vec![base.id().to_string(), base.fingerprint().to_string(), folder]
@@ -390,6 +394,28 @@ fn a_hub_that_fails_is_reported_as_it_is() {
     Machine::new(&hub).load("org/tiny").refused(&["org/tiny", "429"]);
     let machine = Machine::new(&hub).with("HF_ENDPOINT", "no url");
     machine.load("org/tiny").refused(&["HF_ENDPOINT"]);
+}
+
+#[test]
+fn without_a_base_given_it_is_the_variables_then_the_fetched_folder_then_the_hubs() {
+    let mut default = tiny();
+    default.id = "sentence-transformers/all-MiniLM-L6-v2";
+    let cache = tempfile::tempdir().unwrap();
+    let mut machine = Machine::new(&serving(default)).with("XDG_CACHE_HOME", cache.path().to_str().unwrap());
+    machine.set("BITFIT_BASE", "");
+    assert!(machine.load(NOT_GIVEN).folder().starts_with(machine.home.path()));
+
+    let fetched = cache.path().join("bitfit/all-MiniLM-L6-v2");
+    std::fs::create_dir_all(fetched.parent().unwrap()).unwrap();
+    std::fs::rename(checkpoint::folder(&checkpoint::tensors()).keep(), &fetched).unwrap();
+    assert_eq!(machine.load(NOT_GIVEN).folder(), fetched);
+
+    let (named, given) = (checkpoint::folder(&checkpoint::tensors()), checkpoint::folder(&checkpoint::tensors()));
+    machine.set("BITFIT_BASE", named.path().to_str().unwrap());
+    assert_eq!(machine.load(NOT_GIVEN).folder(), named.path());
+    assert_eq!(machine.load(given.path().to_str().unwrap()).folder(), given.path());
+    machine.set("BITFIT_BASE", "./nothing-here");
+    assert!(matches!(machine.load(NOT_GIVEN), Outcome::Refused { kind, .. } if kind == "Io"));
 }
 
 #[test]
