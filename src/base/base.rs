@@ -330,23 +330,24 @@ mod tests {
 
     #[test]
     fn tensors_in_memory_are_checked() {
+        type Tensors = BTreeMap<String, Vec<f32>>;
         let config = Config::tiny();
         let shape = Base::random(config.clone(), 3);
-        let all: BTreeMap<String, Vec<f32>> =
+        let all: Tensors =
             shape.parameters().iter().map(|p| (p.name.clone(), shape.tensor(&p.name).unwrap())).collect();
         let base = Base::in_memory("tiny", config.clone(), None, all.clone()).unwrap();
         assert_eq!(base.tensor("pooler.dense.weight").unwrap(), all["pooler.dense.weight"]);
 
-        let refusal = |change: &dyn Fn(&mut BTreeMap<String, Vec<f32>>)| {
+        let refusal = |change: &dyn Fn(&mut Tensors)| {
             let mut tensors = all.clone();
             change(&mut tensors);
             Base::in_memory("tiny", config.clone(), None, tensors).unwrap_err().to_string()
         };
-        let missing = refusal(&|t| drop(t.remove("pooler.dense.bias")));
+        let missing = refusal(&|t| t.retain(|name, _| name != "pooler.dense.bias"));
         assert!(missing.contains("pooler.dense.bias") && missing.contains("32"), "{missing}");
-        let short = refusal(&|t| drop(t.get_mut("embeddings.LayerNorm.bias").unwrap().pop()));
+        let short = refusal(&|t| t.get_mut("embeddings.LayerNorm.bias").unwrap().truncate(31));
         assert!(short.contains("embeddings.LayerNorm.bias") && short.contains("31"), "{short}");
-        let extra = refusal(&|t| drop(t.insert("classifier.bias".into(), vec![0.0])));
+        let extra = refusal(&|t| t.extend([("classifier.bias".to_string(), vec![0.0])]));
         assert!(extra.contains("classifier.bias"), "{extra}");
         let nan = refusal(&|t| t.get_mut("embeddings.LayerNorm.bias").unwrap()[5] = f32::NAN);
         assert!(nan.contains("position 5"), "{nan}");

@@ -222,7 +222,9 @@ impl Checkpoint {
     ///
     /// A name that is not in the table, a file that cannot be read or has changed, and a number that is not finite.
     pub(super) fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let mut values = Vec::new();
+        // The shape is the table's, and the file has been found to be as long as its shapes say.
+        let n_values = self.tensors.get(name).map_or(0, |tensor| tensor.found.shape.iter().product());
+        let mut values = Vec::with_capacity(n_values);
         self.stream(name, |dtype, bytes| dtype.decode(bytes, &mut values))?;
         Ok(values)
     }

@@ -98,7 +98,7 @@ impl Config {
             layer_norm_eps: file.positive("layer_norm_eps", 1e-12)?,
             initializer_range: file.positive("initializer_range", 0.02)?,
         };
-        if config.hidden_size % config.num_attention_heads != 0 {
+        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(file.wrong(
                 "num_attention_heads",
                 format!("a divisor of hidden_size, which is {}", config.hidden_size),

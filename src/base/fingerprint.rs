@@ -78,10 +78,8 @@ mod tests {
         ours.number(7);
         ours.tensor("a", "F32", &[2, 3]);
         let mut bytes = Vec::new();
-        for text in ["kind 1"] {
-            bytes.extend((text.len() as u64).to_le_bytes());
-            bytes.extend(text.as_bytes());
-        }
+        bytes.extend(6u64.to_le_bytes());
+        bytes.extend(b"kind 1");
         bytes.extend(7u64.to_le_bytes());
         bytes.extend(1u64.to_le_bytes());
         bytes.extend(b"a");
