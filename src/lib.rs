@@ -5,5 +5,6 @@
 pub mod base;
 pub mod device;
 mod error;
+pub mod patch;
 
 pub use error::{Error, Kind, Result};

@@ -1,1 +1,16 @@
+//! A task as a patch over a frozen base: which parameters train, their values, and the file that holds them.
+//!
+//! Invariant: a [`Patch`] has been checked as if it came from an enemy, whether it was read or just trained, and two
+//! equal patches are two equal files. Whether it fits a base at hand is asked once, by [`Patch::check_base`].
+//!
+//! Start reading at [`selection`] (which parameters train), then [`delta`] (their values) and [`file`] (the format,
+//! whose specification is `docs/patch-format.md`). [`merge`] and [`candle`] carry a patch to other programs.
 
+pub mod delta;
+pub mod selection;
+
+mod random;
+mod spec;
+
+pub use selection::{Counts, Method, Selection, TermsMatch};
+pub use spec::{parse_layers, parse_terms};
