@@ -7,10 +7,18 @@
 //! whose specification is `docs/patch-format.md`). [`merge`] and [`candle`] carry a patch to other programs.
 
 pub mod delta;
+pub mod file;
+pub mod metadata;
 pub mod selection;
 
+mod aside;
+mod header;
 mod random;
 mod spec;
+mod tensors;
 
+pub use aside::write_aside;
+pub use file::{Dtype, Patch};
+pub use metadata::{Metadata, Pooling, check_problem, check_task_name};
 pub use selection::{Counts, Method, Selection, TermsMatch};
 pub use spec::{parse_layers, parse_terms};
