@@ -17,6 +17,7 @@ use super::delta::{self, check_finite, check_increasing, wrong};
 use super::header::{self, Entry, Header, LENGTH_BYTES, MAX_HEADER_BYTES, Type, shown};
 use super::metadata::Metadata;
 use super::tensors::{self, Kind};
+use crate::base::Base;
 use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head};
 use crate::base::parameters::{Parameter, parameters};
@@ -205,6 +206,43 @@ impl Patch {
         &self.metadata.content_hash
     }
 
+    /// Whether this patch is for this base: the same fingerprint, the same tokenizer, and every tensor as the base's
+    /// table has it. Ask once, before anything is computed with the two.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WrongBase`] where a fingerprint differs; otherwise the first tensor that does not fit.
+    pub fn check_base(&self, base: &Base) -> Result<()> {
+        let wrong_base = |expected: String, found: String| Error::WrongBase {
+            patch: self.origin.display().to_string(),
+            expected,
+            found,
+        };
+        let asked = &self.metadata;
+        if asked.base_fingerprint != base.fingerprint() {
+            let named = |id: &str, fingerprint: &str| format!("{id} (fingerprint {})", short(fingerprint));
+            return Err(wrong_base(
+                named(&asked.base_id, &asked.base_fingerprint),
+                named(base.id(), base.fingerprint()),
+            ));
+        }
+        let tokenizer = base.tokenizer()?.fingerprint();
+        if asked.tokenizer_fingerprint != tokenizer {
+            let named = |id: &str, fingerprint: &str| format!("{id} with tokenizer {}", short(fingerprint));
+            return Err(wrong_base(named(&asked.base_id, &asked.tokenizer_fingerprint), named(base.id(), tokenizer)));
+        }
+        for parameter in base.parameters() {
+            let expected = || parameter.shape.iter().map(|&d| d as u64);
+            if let Some(found) = self.shapes.get(&parameter.name)
+                && !expected().eq(found.iter().copied())
+            {
+                let expected = format!("shape {:?}, as in the base", parameter.shape);
+                return Err(wrong(&self.origin, &parameter.name, expected, format!("{found:?}")));
+            }
+        }
+        fits(asked, &self.delta, base.config(), base.parameters(), &self.origin)
+    }
+
     /// Names and shapes of the tensors in the file, by name: for those who show a patch.
     pub fn tensors(&self) -> Vec<(String, Vec<u64>)> {
         let mut all: Vec<_> = self.table(self.dtype).into_iter().map(|e| (e.name, e.shape)).collect();
@@ -281,13 +319,7 @@ impl Patch {
 }
 
 /// Whether a patch's task and values fit a base of this config and table.
-pub(super) fn fits(
-    metadata: &Metadata,
-    delta: &Delta,
-    config: &Config,
-    table: &[Parameter],
-    origin: &Path,
-) -> Result<()> {
+fn fits(metadata: &Metadata, delta: &Delta, config: &Config, table: &[Parameter], origin: &Path) -> Result<()> {
     delta::check(delta, table, metadata.problem.n_outputs(), origin)?;
     let positions = config.max_position_embeddings;
     if metadata.max_length > positions {
@@ -387,6 +419,11 @@ fn assemble(
     Ok((delta, shapes))
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// Enough of a fingerprint to tell two apart by eye.
+fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..12).unwrap_or(fingerprint)
+}
+
+fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -6,11 +6,14 @@
 //! Start reading at [`selection`] (which parameters train), then [`delta`] (their values) and [`file`] (the format,
 //! whose specification is `docs/patch-format.md`). [`merge`] and [`candle`] carry a patch to other programs.
 
+pub mod candle;
 pub mod delta;
 pub mod file;
+pub mod merge;
 pub mod metadata;
 pub mod selection;
 
+mod applied;
 mod aside;
 mod header;
 mod random;
