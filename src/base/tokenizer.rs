@@ -371,14 +371,15 @@ fn word_piece(lines: Vec<String>, settings: &Settings) -> Result<tokenizers::Tok
         .filter(|&token| vocabulary.contains_key(token))
         .map(|token| AddedToken::from(token.clone(), true))
         .collect();
-    let model: WordPiece = serde_json::from_value(json!({
+    // By way of JSON, since the builder takes a kind of map that only the crate itself can name.
+    let model = json!({
         "type": "WordPiece",
         "unk_token": settings.unk,
         "continuing_subword_prefix": "##",
         "max_input_chars_per_word": 100,
         "vocab": vocabulary,
-    }))
-    .map_err(|e| e.to_string())?;
+    });
+    let model: WordPiece = serde_json::from_str(&model.to_string()).map_err(|e| e.to_string())?;
     let mut inner = tokenizers::Tokenizer::new(model);
     inner
         .with_normalizer(Some(settings.normalizer(BertNormalizer::default())))
