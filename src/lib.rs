@@ -6,5 +6,6 @@ pub mod base;
 pub mod device;
 pub mod encoder;
 mod error;
+pub mod patch;
 
 pub use error::{Error, Kind, Result};
