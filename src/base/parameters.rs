@@ -79,10 +79,17 @@ impl FromStr for Term {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        Term::ALL.into_iter().find(|t| t.name() == s).ok_or_else(|| {
-            let known: Vec<_> = Term::ALL.iter().map(|t| t.name()).collect();
-            Error::setting("bias term", format!("one of {}", known.join(", ")), format_args!("`{s}`"))
-        })
+        Term::ALL
+            .into_iter()
+            .find(|t| t.name() == s)
+            .ok_or_else(|| {
+                let known: Vec<_> = Term::ALL.iter().map(|t| t.name()).collect();
+                Error::setting(
+                    "bias term",
+                    format!("one of {}", known.join(", ")),
+                    format_args!("`{s}`"),
+                )
+            })
     }
 }
 
@@ -147,17 +154,37 @@ pub fn parameters(config: &Config, pooler: bool) -> Vec<Parameter> {
     let (h, i) = (config.hidden_size, config.intermediate_size);
     let mut all = Vec::new();
     let mut add = |name: String, shape: &[usize], layer, role| {
-        all.push(Parameter { name, shape: shape.to_vec(), layer, role });
+        all.push(Parameter {
+            name,
+            shape: shape.to_vec(),
+            layer,
+            role,
+        });
     };
     for (table, rows) in [
         ("word_embeddings", config.vocab_size),
         ("position_embeddings", config.max_position_embeddings),
         ("token_type_embeddings", config.type_vocab_size),
     ] {
-        add(format!("embeddings.{table}.weight"), &[rows, h], None, Role::Table);
+        add(
+            format!("embeddings.{table}.weight"),
+            &[rows, h],
+            None,
+            Role::Table,
+        );
     }
-    add("embeddings.LayerNorm.weight".into(), &[h], None, Role::NormWeight);
-    add("embeddings.LayerNorm.bias".into(), &[h], None, Role::Bias(Term::EmbeddingsLayernorm));
+    add(
+        "embeddings.LayerNorm.weight".into(),
+        &[h],
+        None,
+        Role::NormWeight,
+    );
+    add(
+        "embeddings.LayerNorm.bias".into(),
+        &[h],
+        None,
+        Role::Bias(Term::EmbeddingsLayernorm),
+    );
     for layer in 0..config.num_hidden_layers {
         for (name, term, norm) in LAYER {
             let (n_out, n_in) = match term {
@@ -165,14 +192,33 @@ pub fn parameters(config: &Config, pooler: bool) -> Vec<Parameter> {
                 Term::Output => (h, i),
                 _ => (h, h),
             };
-            let (shape, role) = if norm { (vec![h], Role::NormWeight) } else { (vec![n_out, n_in], Role::Matrix) };
-            add(layer_tensor(layer, &format!("{name}.weight")), &shape, Some(layer), role);
-            add(layer_tensor(layer, &format!("{name}.bias")), &[n_out], Some(layer), Role::Bias(term));
+            let (shape, role) = if norm {
+                (vec![h], Role::NormWeight)
+            } else {
+                (vec![n_out, n_in], Role::Matrix)
+            };
+            add(
+                layer_tensor(layer, &format!("{name}.weight")),
+                &shape,
+                Some(layer),
+                role,
+            );
+            add(
+                layer_tensor(layer, &format!("{name}.bias")),
+                &[n_out],
+                Some(layer),
+                Role::Bias(term),
+            );
         }
     }
     if pooler {
         add("pooler.dense.weight".into(), &[h, h], None, Role::Matrix);
-        add("pooler.dense.bias".into(), &[h], None, Role::Bias(Term::Pooler));
+        add(
+            "pooler.dense.bias".into(),
+            &[h],
+            None,
+            Role::Bias(Term::Pooler),
+        );
     }
     all
 }

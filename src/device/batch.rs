@@ -42,7 +42,10 @@ pub struct Batch {
 impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
-        Batch { bounds: vec![0], ..Default::default() }
+        Batch {
+            bounds: vec![0],
+            ..Default::default()
+        }
     }
 
     /// Adds a sequence to the end.
@@ -51,10 +54,23 @@ impl Batch {
     ///
     /// Where the sequence is empty, `ids` and `type_ids` differ in length, or `group` is neither the last
     /// sequence's group nor the next one: callers order sequences by group.
-    pub fn push(&mut self, ids: &[u32], type_ids: &[u32], group: usize, key: DropoutKey, target: Option<Target>) {
-        assert!(!ids.is_empty() && ids.len() == type_ids.len(), "a sequence has one type id a token, and a token");
+    pub fn push(
+        &mut self,
+        ids: &[u32],
+        type_ids: &[u32],
+        group: usize,
+        key: DropoutKey,
+        target: Option<Target>,
+    ) {
+        assert!(
+            !ids.is_empty() && ids.len() == type_ids.len(),
+            "a sequence has one type id a token, and a token"
+        );
         let next = self.groups.last().map_or(0, |g| g + 1);
-        assert!(group == next || Some(&group) == self.groups.last(), "sequences come ordered by group");
+        assert!(
+            group == next || Some(&group) == self.groups.last(),
+            "sequences come ordered by group"
+        );
         if self.bounds.is_empty() {
             self.bounds.push(0);
         }
