@@ -21,9 +21,9 @@ const POOL: usize = 50;
 /// One tokenised example.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
-    /// Token ids with [CLS] and [SEP], (tokens); never empty.
+    /// Token ids with `[CLS]` and `[SEP]`, (tokens); never empty.
     pub ids: Vec<u32>,
-    /// Token type ids, (tokens): 1 for the second text and its [SEP].
+    /// Token type ids, (tokens): 1 for the second text and its `[SEP]`.
     pub type_ids: Vec<u32>,
     /// The example's target.
     pub target: Option<Target>,

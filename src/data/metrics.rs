@@ -132,8 +132,7 @@ struct Counts {
 impl Counts {
     fn new(predictions: &[usize], targets: &[usize]) -> Self {
         let n_classes = predictions.iter().chain(targets).max().map_or(0, |class| class + 1);
-        let mut counts =
-            Counts { predicted: vec![0; n_classes], target: vec![0; n_classes], both: vec![0; n_classes] };
+        let mut counts = Counts { predicted: vec![0; n_classes], target: vec![0; n_classes], both: vec![0; n_classes] };
         for (&predicted, &target) in predictions.iter().zip(targets) {
             counts.predicted[predicted] += 1;
             counts.target[target] += 1;
@@ -167,7 +166,8 @@ impl Counts {
         let n = self.target.iter().sum::<usize>() as f64;
         let n_right = self.both.iter().sum::<usize>() as f64;
         let covariance = n_right * n - product(&self.target, &self.predicted);
-        let spread = (n * n - product(&self.predicted, &self.predicted)) * (n * n - product(&self.target, &self.target));
+        let spread =
+            (n * n - product(&self.predicted, &self.predicted)) * (n * n - product(&self.target, &self.target));
         if spread == 0.0 { 0.0 } else { covariance / spread.sqrt() }
     }
 }
@@ -249,12 +249,15 @@ mod tests {
         }
         let zeros = [0, 0, 0].map(Target::Class);
         let found = compute(&ALL_OF_CLASSES, &zeros, &zeros).unwrap();
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [
-            ("accuracy".to_string(), 1.0),
-            ("f1".to_string(), 0.0),
-            ("macro_f1".to_string(), 1.0),
-            ("matthews".to_string(), 0.0),
-        ]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [
+                ("accuracy".to_string(), 1.0),
+                ("f1".to_string(), 0.0),
+                ("macro_f1".to_string(), 1.0),
+                ("matthews".to_string(), 0.0),
+            ]
+        );
     }
 
     #[test]

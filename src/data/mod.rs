@@ -4,7 +4,7 @@
 //! with its file and line, and the one exception (QQP's broken rows) is counted. And everything that is drawn is drawn
 //! from a seed: the same file and seed give the same split and the same batches on every machine.
 //!
-//! Start reading at [`task`], the table of GLUE tasks, or at [`table`], a user's own file; both give a [`Dataset`].
+//! Start reading at [`mod@task`], the table of GLUE tasks, or at [`table`], a user's own file; both give a [`Dataset`].
 
 pub mod batches;
 mod dataset;

@@ -115,12 +115,7 @@ impl Rows {
     /// # Errors
     ///
     /// As for [`Rows::open`].
-    pub fn new(
-        source: Box<dyn std::io::Read + Send>,
-        format: Format,
-        name: &Path,
-        columns: &Columns,
-    ) -> Result<Rows> {
+    pub fn new(source: Box<dyn std::io::Read + Send>, format: Format, name: &Path, columns: &Columns) -> Result<Rows> {
         let delimited = |source: Source, separator| -> Result<Reader> {
             let file = Delimited::new(source, separator, name)?;
             Ok(Reader::Delimited {
@@ -160,9 +155,7 @@ impl Rows {
                 Ok(Some(Row {
                     line,
                     text: not_blank(field(*text), path, line, &columns.text)?,
-                    text_pair: text_pair
-                        .map(|p| not_blank(field(p), path, line, &file.header()[p]))
-                        .transpose()?,
+                    text_pair: text_pair.map(|p| not_blank(field(p), path, line, &file.header()[p])).transpose()?,
                     label: label.map(|p| label_of(&field(p), path, line, &file.header()[p])).transpose()?,
                     fields: Fields::Columns(fields),
                 }))
@@ -311,7 +304,8 @@ mod tests {
 
     #[test]
     fn labels_of_jsonl_may_be_numbers_and_booleans() {
-        let text = "{\"text\": \"a\", \"label\": 2}\n{\"text\": \"a\", \"label\": 2.5}\n{\"text\": \"a\", \"label\": true}\n";
+        let text =
+            "{\"text\": \"a\", \"label\": 2}\n{\"text\": \"a\", \"label\": 2.5}\n{\"text\": \"a\", \"label\": true}\n";
         let found = rows(text, Format::Jsonl, [Some("text"), None, Some("label")]).unwrap();
         let labels: Vec<_> = found.iter().map(|r| r.label.clone().unwrap()).collect();
         assert_eq!(labels, ["2", "2.5", "true"]);
@@ -322,8 +316,16 @@ mod tests {
         for (text, format, expected) in [
             ("text,label\na,x\n  ,x\n", Format::Csv, "in:3: the text in `text` is empty"),
             ("text,label\na,x\nb,\n", Format::Csv, "in:3: the label in `label` is empty"),
-            ("{\"text\": \"a\", \"label\": 1}\n[1]\n", Format::Jsonl, "in:2: expected a JSON object a line, found an array"),
-            ("{\"text\": \"a\", \"label\": 1\n", Format::Jsonl, "in:1: expected a JSON object a line: EOF while parsing"),
+            (
+                "{\"text\": \"a\", \"label\": 1}\n[1]\n",
+                Format::Jsonl,
+                "in:2: expected a JSON object a line, found an array",
+            ),
+            (
+                "{\"text\": \"a\", \"label\": 1\n",
+                Format::Jsonl,
+                "in:1: expected a JSON object a line: EOF while parsing",
+            ),
             ("{\"text\": \"a\"}\n", Format::Jsonl, "in:1: there is no key `label`; the object has `text`"),
             ("{\"text\": 3, \"label\": 1}\n", Format::Jsonl, "in:1: expected text in `text`, found a number"),
             ("{\"text\": \"a\", \"label\": null}\n", Format::Jsonl, "in:1: expected a label in `label`, found null"),
@@ -336,7 +338,9 @@ mod tests {
 
     #[test]
     fn a_file_without_rows_is_refused_in_every_format() {
-        for (text, format) in [("", Format::Csv), ("text,label\n", Format::Csv), ("", Format::Jsonl), ("\n \n", Format::Jsonl)] {
+        for (text, format) in
+            [("", Format::Csv), ("text,label\n", Format::Csv), ("", Format::Jsonl), ("\n \n", Format::Jsonl)]
+        {
             let error = refusal(text, format);
             assert!(error.contains("empty") || error.contains("no row"), "{error}");
         }
