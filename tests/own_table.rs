@@ -153,7 +153,7 @@ fn a_tenth_is_held_out_and_scored() {
     let (train, held) = hold_out(&data, 0.1, 0).unwrap();
     assert_eq!((train.examples.len(), held.examples.len()), (180, 20));
     let targets: Vec<Target> = held.examples.iter().map(|e| e.target.unwrap()).collect();
-    let found = compute(held.metrics, &vec![majority(&train).unwrap(); 20], &targets).unwrap();
+    let found = compute(held.metrics, &[majority(&train).unwrap(); 20], &targets).unwrap();
     assert_eq!(found["accuracy"], 0.75, "three of four rows are of the commonest class, in the split too");
     let lonely = read("a.csv", "text,label\na,x\nb,x\nc,y\n", false, None).unwrap();
     assert!(hold_out(&lonely, 0.1, 0).unwrap_err().to_string().contains("the class `y` has one example"));
