@@ -125,6 +125,31 @@ mod tests {
 
     use super::*;
 
+    fn tokenizer() -> Tokenizer {
+        let vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"];
+        Tokenizer::from_vocab(vocab.map(String::from).to_vec(), true).unwrap()
+    }
+
+    #[test]
+    fn examples_are_encoded_in_order_and_cuts_are_counted() {
+        let example = |i: usize| Example {
+            text: ["a", "b b", "c c c c c c"][i % 3].to_string(),
+            text_pair: (i % 2 == 1).then(|| "a".to_string()),
+            target: Some(Target::Class(i as u32)),
+        };
+        let examples: Vec<Example> = (0..1000).map(example).collect();
+        let encoded = encode(&examples, &tokenizer(), 6).unwrap();
+        assert!(encoded.sequences.iter().zip(&examples).all(|(s, e)| s.target == e.target));
+        assert_eq!(encoded.sequences[0].ids, [2, 5, 3]);
+        assert_eq!(encoded.sequences[1].ids, [2, 6, 6, 3, 5, 3]);
+        assert_eq!(encoded.sequences[1].type_ids, [0, 0, 0, 0, 1, 1]);
+        assert_eq!(encoded.sequences[2].ids, [2, 7, 7, 7, 7, 3]);
+        assert_eq!(encoded.sequences[5].ids, [2, 7, 7, 3, 5, 3]);
+        assert_eq!(encoded.truncated, 333);
+        assert_eq!(encoded.lengths()[..3], [3, 6, 6]);
+        assert!(encode(&examples, &tokenizer(), 2).is_err(), "no room for a text");
+    }
+
     fn sorted(batches: &[Vec<usize>]) -> Vec<usize> {
         let mut all = batches.concat();
         all.sort_unstable();
