@@ -3,6 +3,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod base;
+pub mod data;
 pub mod device;
 pub mod encoder;
 mod error;
