@@ -78,7 +78,7 @@ impl<R: Real> Cpu<R> {
             threads,
             arch: Arch::detect(),
             arithmetic,
-            pool: Pool::new(),
+            pool: Pool::default(),
             room: 0,
             batch: Arc::new(Batch::new()),
             dropout: Dropout::NONE,

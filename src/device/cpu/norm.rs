@@ -133,6 +133,7 @@ impl<R: Real> Cpu<R> {
         (x, Norm { x_hat, r_sigma })
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn norm_backward(
         &self,
         mut dh: Mat<R>,
