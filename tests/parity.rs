@@ -335,7 +335,7 @@ fn minilm_agrees_on_real_sentences() {
     close("logits", &logits, &golden.numbers("logits"), STATES);
 
     let mut biases = trainer(&encoder, requests(&base, is_bias), head.clone());
-    let loss = biases.accumulate(&[batch.clone()], Dropout::NONE).unwrap()[0];
+    let loss = biases.accumulate(std::slice::from_ref(&batch), Dropout::NONE).unwrap()[0];
     close("loss", &[loss as f32], &[golden.cases["loss"].as_f64().unwrap()], STATES);
     gradients_agree(&golden, "grad.", &biases.gradients(0));
     let record = &golden.cases["training"]["runs"]["bitfit"];
@@ -351,7 +351,7 @@ fn whole_and_sampled_gradients_of_minilm_agree() {
     let head = golden.head("classifier.");
 
     let mut full = trainer(&encoder, requests(&base, |_| true), head.clone());
-    full.accumulate(&[batch.clone()], Dropout::NONE).unwrap();
+    full.accumulate(std::slice::from_ref(&batch), Dropout::NONE).unwrap();
     let gradients = full.gradients(0);
     let norms = golden.cases["grad_norms"].as_object().unwrap();
     assert_eq!(gradients.len(), norms.len());
