@@ -78,13 +78,16 @@ def cases(tokenizer):
 
 
 def case(tokenizer, text, pair, max_length):
-    encoding = tokenizer(text, pair, truncation="longest_first", max_length=max_length, padding=False)
+    # As a batch of one, which is how data sets are tokenised: the call for a single pair takes an empty second text for
+    # no second text at all, and leaves out its [SEP].
+    pairs = None if pair is None else [pair]
+    encoding = tokenizer([text], pairs, truncation="longest_first", max_length=max_length, padding=False)
     return {
         "text": text,
         "pair": pair,
         "max_length": max_length,
-        "ids": encoding["input_ids"],
-        "type_ids": encoding["token_type_ids"],
+        "ids": encoding["input_ids"][0],
+        "type_ids": encoding["token_type_ids"][0],
     }
 
 

@@ -3,8 +3,10 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod base;
+pub mod data;
 pub mod device;
 pub mod encoder;
 mod error;
+pub mod patch;
 
 pub use error::{Error, Kind, Result};

@@ -40,7 +40,7 @@ mod online {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-    use hf_hub::{HFClientSync, HFError, HFRepositorySync, RepoTypeModel, split_id};
+    use hf_hub::{HFClient, HFError, HFRepositorySync, RepoTypeModel, split_id};
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -59,7 +59,10 @@ mod online {
         watch: Watch,
     ) -> Result<PathBuf> {
         let (owner, name) = split_id(id);
-        let client = HFClientSync::new().map_err(|e| Error::Hub(format!("cannot start: {e}")))?;
+        // Three tries more: a second and a half of waiting where no hub is in reach.
+        let client = HFClient::builder().retry_max_attempts(3).build_sync();
+        let client = client
+            .map_err(|e| Error::Hub(format!("cannot reach HF_ENDPOINT, {}: {e}", endpoint())))?;
         let mut repository = Repository {
             model: client.model(owner, name),
             id,
@@ -84,7 +87,11 @@ mod online {
         }
         // A base without a tokenizer can still be loaded; who then needs one is told by `Base::tokenizer`.
         repository.first_of(&["tokenizer.json", "vocab.txt"])?;
-        repository.first_of(&["tokenizer_config.json"])?;
+        let settings = repository.first_of(&["tokenizer_config.json"]);
+        // A tokenizer.json carries settings of its own, so a cache without this file will do where no hub is in reach.
+        if !folder.join("tokenizer.json").is_file() {
+            settings?;
+        }
         Ok(folder)
     }
 
@@ -124,20 +131,24 @@ mod online {
             // Which commit a branch is at only the hub knows, so config.json, the one file that is asked for by branch,
             // is asked for there. From a commit's files nothing can have changed.
             let by_commit = self.revision.as_deref().is_some_and(is_commit);
-            if self.offline || by_commit {
-                for name in names {
-                    match self.request(name, true) {
-                        Ok(path) => return Ok(Some(path)),
-                        Err(HFError::LocalEntryNotFound { .. } | HFError::EntryNotFound { .. }) => {
-                        }
-                        Err(e) => return Err(self.refusal(name, e)),
-                    }
+            let mut unknown = Vec::new();
+            for &name in names {
+                if !self.offline && !by_commit {
+                    unknown.push(name);
+                    continue;
+                }
+                match self.request(name, true) {
+                    Ok(path) => return Ok(Some(path)),
+                    // The cache also remembers which files a commit does not have.
+                    Err(HFError::EntryNotFound { .. }) => {}
+                    Err(HFError::LocalEntryNotFound { .. }) => unknown.push(name),
+                    Err(e) => return Err(self.refusal(name, e)),
                 }
             }
             if self.offline {
                 return Ok(None);
             }
-            for name in names {
+            for name in unknown {
                 match self.download(name) {
                     Ok(path) => return Ok(Some(path)),
                     Err(Failure::Hub(HFError::EntryNotFound { .. })) => {}
