@@ -3,7 +3,7 @@
 //! Invariant: a [`Patch`] has been checked as if it came from an enemy, whether it was read or just trained, and two
 //! equal patches are two equal files. Whether it fits a base at hand is asked once, by [`Patch::check_base`].
 //!
-//! Start reading at [`selection`] (which parameters train), then [`delta`] (their values) and [`file`] (the format,
+//! Start reading at [`selection`] (which parameters train), then [`delta`] (their values) and [`mod@file`] (the format,
 //! whose specification is `docs/patch-format.md`). [`merge`] and [`candle`] carry a patch to other programs.
 
 pub mod candle;

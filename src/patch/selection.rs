@@ -290,33 +290,6 @@ mod tests {
     use super::*;
     use crate::patch::spec::parse_terms;
 
-    fn shape(vocab: usize, hidden: usize, layers: usize, heads: usize) -> Config {
-        Config {
-            vocab_size: vocab,
-            hidden_size: hidden,
-            num_hidden_layers: layers,
-            num_attention_heads: heads,
-            intermediate_size: 4 * hidden,
-            hidden_act: crate::base::config::Activation::Gelu,
-            hidden_dropout_prob: 0.1,
-            attention_probs_dropout_prob: 0.1,
-            classifier_dropout: None,
-            max_position_embeddings: 512,
-            type_vocab_size: 2,
-            layer_norm_eps: 1e-12,
-            initializer_range: 0.02,
-        }
-    }
-
-    fn minilm() -> Config {
-        shape(30522, 384, 6, 12)
-    }
-    fn base() -> Config {
-        shape(30522, 768, 12, 12)
-    }
-    fn large() -> Config {
-        shape(30522, 1024, 24, 16)
-    }
     fn two() -> Problem {
         Problem::Classes(vec!["no".into(), "yes".into()])
     }
@@ -327,12 +300,12 @@ mod tests {
         selection.resolve(config, true).unwrap().into_keys().collect()
     }
     fn refusal(selection: &Selection) -> String {
-        selection.check(&minilm(), true).unwrap_err().to_string()
+        selection.check(&Config::minilm(), true).unwrap_err().to_string()
     }
 
     #[test]
     fn bitfit_counts_every_bias_of_minilm_base_and_large() {
-        for (config, biases) in [(minilm(), 26_112), (base(), 102_912), (large(), 272_384)] {
+        for (config, biases) in [(Config::minilm(), 26_112), (Config::base(), 102_912), (Config::large(), 272_384)] {
             let counts = Selection::new(Method::Bitfit).counts(&config, true, &two()).unwrap();
             assert_eq!(counts.encoder + counts.pooler, biases);
             assert_eq!(counts.pooler, config.hidden_size as u64);
@@ -343,36 +316,39 @@ mod tests {
 
     #[test]
     fn query_and_intermediate_are_the_papers_small_variant() {
-        let counts = with_terms("query,intermediate").counts(&base(), true, &Problem::Value).unwrap();
+        let counts = with_terms("query,intermediate").counts(&Config::base(), true, &Problem::Value).unwrap();
         assert_eq!(counts, Counts { encoder: 46_080, pooler: 768, head: 769 });
     }
 
     #[test]
     fn frozen_trains_the_head_alone() {
         let selection = Selection::new(Method::Frozen);
-        assert!(selection.resolve(&base(), true).unwrap().is_empty());
-        assert_eq!(selection.counts(&base(), true, &two()).unwrap(), Counts { encoder: 0, pooler: 0, head: 1538 });
+        assert!(selection.resolve(&Config::base(), true).unwrap().is_empty());
+        assert_eq!(
+            selection.counts(&Config::base(), true, &two()).unwrap(),
+            Counts { encoder: 0, pooler: 0, head: 1538 }
+        );
     }
 
     #[test]
     fn full_trains_every_parameter() {
-        let counts = Selection::new(Method::Full).counts(&base(), true, &Problem::Value).unwrap();
+        let counts = Selection::new(Method::Full).counts(&Config::base(), true, &Problem::Value).unwrap();
         assert_eq!(counts.encoder + counts.pooler, 109_482_240); // BERT-base uncased
     }
 
     #[test]
     fn random_draws_as_many_scalars_as_there_are_biases_or_as_asked() {
         let mut selection = Selection { seed: 42, ..Selection::new(Method::Random) };
-        let counts = selection.counts(&minilm(), true, &two()).unwrap();
+        let counts = selection.counts(&Config::minilm(), true, &two()).unwrap();
         assert_eq!(counts.encoder + counts.pooler, 26_112);
         selection.random_count = Some(100_000);
-        let counts = selection.counts(&base(), true, &two()).unwrap();
+        let counts = selection.counts(&Config::base(), true, &two()).unwrap();
         assert_eq!(counts.encoder + counts.pooler, 100_000);
     }
 
     #[test]
     fn a_random_count_that_cannot_be_drawn_is_refused() {
-        let n: u64 = parameters(&minilm(), true).iter().map(|p| p.len() as u64).sum();
+        let n: u64 = parameters(&Config::minilm(), true).iter().map(|p| p.len() as u64).sum();
         for count in [0, n + 1] {
             let selection = Selection { random_count: Some(count), ..Selection::new(Method::Random) };
             assert!(refusal(&selection).contains(&format!("1 to {n}")), "{}", refusal(&selection));
@@ -381,37 +357,37 @@ mod tests {
 
     #[test]
     fn without_a_pooler_in_the_base_the_head_has_one_of_its_own() {
-        let counts = Selection::new(Method::Bitfit).counts(&minilm(), false, &two()).unwrap();
+        let counts = Selection::new(Method::Bitfit).counts(&Config::minilm(), false, &two()).unwrap();
         assert_eq!(counts, Counts { encoder: 26_112 - 384, pooler: 0, head: 770 + 384 * 384 + 384 });
     }
 
     #[test]
     fn layers_narrow_a_selection_and_leave_the_pooler() {
         let mut selection = Selection { layers: Some(1..3), ..Selection::new(Method::Bitfit) };
-        let found = names(&selection, &minilm());
+        let found = names(&selection, &Config::minilm());
         assert_eq!(found.len(), 2 * 8 + 1);
         assert!(found.contains(&"pooler.dense.bias".to_string()));
         assert!(!found.iter().any(|n| n.starts_with("embeddings.") || n.starts_with("encoder.layer.0.")));
         selection.layers = Some(0..1);
-        assert!(names(&selection, &minilm()).contains(&"embeddings.LayerNorm.bias".to_string()));
+        assert!(names(&selection, &Config::minilm()).contains(&"embeddings.LayerNorm.bias".to_string()));
         selection = Selection { layers: Some(5..6), ..Selection::new(Method::Full) };
-        assert_eq!(names(&selection, &minilm()).len(), 16 + 2);
+        assert_eq!(names(&selection, &Config::minilm()).len(), 16 + 2);
         selection = Selection { layers: Some(5..6), ..Selection::new(Method::Random) };
-        let counts = selection.counts(&minilm(), true, &two()).unwrap();
+        let counts = selection.counts(&Config::minilm(), true, &two()).unwrap();
         assert_eq!(counts.encoder + counts.pooler, 384 * 8 + 1536);
     }
 
     #[test]
     fn layers_outside_the_model_or_empty_are_refused() {
-        for range in [0..7, 6..7, 3..3, 4..2] {
-            let selection = Selection { layers: Some(range), ..Selection::new(Method::Bitfit) };
+        for (start, end) in [(0, 7), (6, 7), (3, 3), (4, 2)] {
+            let selection = Selection { layers: Some(Range { start, end }), ..Selection::new(Method::Bitfit) };
             assert!(refusal(&selection).contains("at most 6"), "{}", refusal(&selection));
         }
     }
 
     #[test]
     fn the_key_bias_trains_beside_others_and_never_alone() {
-        assert_eq!(names(&with_terms("key,query"), &minilm()).len(), 2 * 6 + 1);
+        assert_eq!(names(&with_terms("key,query"), &Config::minilm()).len(), 2 * 6 + 1);
         assert!(refusal(&with_terms("key")).contains("cannot learn"));
         assert!(refusal(&with_terms("key,pooler")).contains("cannot learn"));
     }
@@ -420,7 +396,7 @@ mod tests {
     fn exact_terms_and_the_authors_substrings_differ_in_output_alone() {
         let count = |list: &str, terms_match| {
             let selection = Selection { terms_match, ..with_terms(list) };
-            names(&selection, &minilm()).len() - 1
+            names(&selection, &Config::minilm()).len() - 1
         };
         for (term, exact, substring) in [
             ("output", 6, 12),
@@ -453,9 +429,9 @@ mod tests {
     fn a_term_that_the_base_or_the_layers_leave_out_is_refused() {
         let late = Selection { layers: Some(2..4), ..with_terms("query,embeddings_layernorm") };
         assert!(refusal(&late).contains("start at 0"), "{}", refusal(&late));
-        assert!(with_terms("pooler").check(&minilm(), true).is_ok());
-        assert!(with_terms("pooler").check(&minilm(), false).unwrap_err().to_string().contains("no pooler"));
-        assert!(with_terms("query,pooler").check(&minilm(), false).is_ok());
+        assert!(with_terms("pooler").check(&Config::minilm(), true).is_ok());
+        assert!(with_terms("pooler").check(&Config::minilm(), false).unwrap_err().to_string().contains("no pooler"));
+        assert!(with_terms("query,pooler").check(&Config::minilm(), false).is_ok());
         let none = Selection { terms: Some(Vec::new()), ..Selection::new(Method::Bitfit) };
         assert!(refusal(&none).contains("at least one"));
     }

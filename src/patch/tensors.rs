@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::header::{Entry, Type, shown, sort};
-use crate::base::config::{Activation, Config};
+use crate::base::config::Config;
 use crate::base::delta::{Change, Delta};
 use crate::base::parameters::parameters;
 
@@ -184,21 +184,7 @@ fn first_layer(name: &str) -> Option<String> {
 
 /// How many dimensions each tensor of a BERT's ends and first layer has. The sizes play no part.
 fn known_ranks() -> BTreeMap<String, usize> {
-    let one_layer = Config {
-        vocab_size: 1,
-        hidden_size: 1,
-        num_hidden_layers: 1,
-        num_attention_heads: 1,
-        intermediate_size: 1,
-        hidden_act: Activation::Gelu,
-        hidden_dropout_prob: 0.0,
-        attention_probs_dropout_prob: 0.0,
-        classifier_dropout: None,
-        max_position_embeddings: 1,
-        type_vocab_size: 1,
-        layer_norm_eps: 1e-12,
-        initializer_range: 0.02,
-    };
+    let one_layer = Config { num_hidden_layers: 1, ..Config::tiny() };
     parameters(&one_layer, true).into_iter().map(|p| (p.name, p.shape.len())).collect()
 }
 

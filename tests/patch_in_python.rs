@@ -1,0 +1,76 @@
+//! Load a patch into transformers with the lines of the README (`examples/load_patch.py`), and a merged folder too.
+//!
+//! Needs Python with torch and transformers: `$BITFIT_PYTHON`, else `python3`. Where these are missing, the test says
+//! so and passes.
+
+mod tiny_base;
+
+use std::process::Command;
+
+use bitfit::base::problem::Problem;
+use bitfit::patch::{Dtype, Patch, merge};
+use tiny_base::{folder, patch, two};
+
+/// Holds the model of `load_patch` against the merged folder's tensors, which this crate added up, and its logits
+/// against those that transformers computes from the folder.
+const COMPARE: &str = r#"
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from load_patch import load_patch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base, path, merged, labels = sys.argv[2:]
+model, metadata = load_patch(base, path)
+expected = load_file(merged + "/model.safetensors")
+state = {k: v for k, v in model.state_dict().items() if not k.endswith("position_ids")}
+assert state.keys() == expected.keys(), state.keys() ^ expected.keys()
+for name, tensor in expected.items():
+    assert torch.equal(state[name], tensor), name
+again = AutoModelForSequenceClassification.from_pretrained(merged).eval()
+assert again.dtype == torch.float32, again.dtype
+tokenizer = AutoTokenizer.from_pretrained(merged)
+assert tokenizer.tokenize("Ab") == ['A', '##b'], tokenizer.tokenize("Ab")
+batch = tokenizer(["a", "Bcd Ef", "x " * 50], padding=True, truncation=True, return_tensors="pt")
+assert batch["input_ids"].shape[1] == int(metadata["max_length"]), batch["input_ids"].shape
+with torch.no_grad():
+    a, b = model(**batch).logits, again(**batch).logits
+assert torch.allclose(a, b, rtol=0, atol=1e-6), (a, b)  # equal tensors; sums may run in another order
+if labels:
+    assert ",".join(again.config.id2label[i] for i in range(again.config.num_labels)) == labels
+else:
+    assert again.config.num_labels == 1 and again.config.problem_type == "regression"
+"#;
+
+#[test]
+fn ten_lines_of_python_load_a_patch_into_transformers() {
+    let python = std::env::var("BITFIT_PYTHON").unwrap_or_else(|_| "python3".into());
+    let probe = Command::new(&python).args(["-c", "import torch, transformers, safetensors"]).output();
+    if !probe.is_ok_and(|probe| probe.status.success()) {
+        println!("skipped: `{python}` has no torch and transformers; name one that has with BITFIT_PYTHON");
+        return;
+    }
+    for (has_pooler, spec, dtype) in [
+        (true, "bitfit", Dtype::F32),
+        (true, "random count=500 seed=2", Dtype::F32),
+        (true, "bitfit", Dtype::F16),
+        (false, "bitfit terms=query,intermediate", Dtype::F32),
+    ] {
+        let place = tempfile::tempdir().unwrap();
+        let base = folder(place.path(), has_pooler);
+        let problem = if spec.starts_with("random") { Problem::Value } else { two() };
+        let labels = if problem == two() { "consonant,vowel" } else { "" };
+        let (file, merged) = (place.path().join("patch.safetensors"), place.path().join("merged"));
+        patch(&base, spec, problem).save(&file, dtype).unwrap();
+        merge::merge(&Patch::load(&file).unwrap(), &base, &merged).unwrap();
+        let run = Command::new(&python)
+            .args(["-c", COMPARE, concat!(env!("CARGO_MANIFEST_DIR"), "/examples")])
+            .args([place.path(), &file, &merged])
+            .arg(labels)
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{spec}: {}", String::from_utf8_lossy(&run.stderr));
+    }
+}

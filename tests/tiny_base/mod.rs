@@ -1,0 +1,80 @@
+//! A tiny base in a folder, as Hugging Face lays one out, and a patch over it.
+
+use std::path::Path;
+
+use bitfit::base::delta::{Change, Head};
+use bitfit::base::problem::{Problem, Texts};
+use bitfit::base::{Base, Config};
+use bitfit::patch::{Metadata, Patch, Pooling, Selection, delta};
+use safetensors::tensor::{Dtype, TensorView};
+
+/// Writes a cased base of random weights; its config names `float16`, as some do whose weights are not.
+pub fn folder(path: &Path, has_pooler: bool) -> Base {
+    let config = Config::tiny();
+    let weights = Base::random(config.clone(), 11);
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for p in weights.parameters().iter().filter(|p| has_pooler || !p.name.starts_with("pooler.")) {
+        let bytes = weights.tensor(&p.name).unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
+        tensors.push((p.name.clone(), p.shape.clone(), bytes));
+    }
+    let views = tensors.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
+    let format = [("format".to_string(), "pt".to_string())].into();
+    std::fs::write(path.join("model.safetensors"), safetensors::serialize(views, Some(format)).unwrap()).unwrap();
+    let json = serde_json::json!({
+        "architectures": ["BertModel"], "model_type": "bert", "_name_or_path": "org/tiny", "torch_dtype": "float16",
+        "vocab_size": config.vocab_size, "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_hidden_layers, "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1, "max_position_embeddings": config.max_position_embeddings,
+        "type_vocab_size": config.type_vocab_size, "layer_norm_eps": 1e-12, "initializer_range": 0.02,
+        "pad_token_id": 0
+    });
+    std::fs::write(path.join("config.json"), json.to_string()).unwrap();
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(String::from);
+    let letters = ('a'..='z').chain('A'..='Z').flat_map(|c| [c.to_string(), format!("##{c}")]);
+    let vocab: Vec<String> = special.into_iter().chain(letters).take(config.vocab_size).collect();
+    std::fs::write(path.join("vocab.txt"), vocab.join("\n") + "\n").unwrap();
+    std::fs::write(path.join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
+    Base::from_folder(path).unwrap()
+}
+
+/// A patch of this selection, with every value different from zero.
+pub fn patch(base: &Base, spec: &str, problem: Problem) -> Patch {
+    let config = base.config();
+    let requests = Selection::parse(spec).unwrap().resolve(config, base.has_pooler()).unwrap();
+    let (hidden, n_outputs) = (config.hidden_size, problem.n_outputs());
+    let ramp = |n: usize| (0..n).map(|i| ((i * 37 % 101) as f32 - 50.5) / 400.0).collect::<Vec<_>>();
+    let head = Head {
+        n_outputs,
+        weight: ramp(n_outputs * hidden),
+        bias: ramp(n_outputs),
+        pooler: (!base.has_pooler()).then(|| (ramp(hidden * hidden), ramp(hidden))),
+    };
+    let mut values = delta::zeros(&requests, base.parameters(), head);
+    for change in values.changes.values_mut() {
+        let (Change::Dense(values) | Change::Sparse { values, .. }) = change;
+        *values = ramp(values.len());
+    }
+    let metadata = Metadata {
+        task: "letters".into(),
+        problem,
+        texts: Texts::One,
+        max_length: 24,
+        pooling: Pooling::Cls,
+        selection: spec.into(),
+        base_id: base.id().into(),
+        base_fingerprint: base.fingerprint().into(),
+        tokenizer_fingerprint: base.tokenizer().unwrap().fingerprint().into(),
+        training_digest: "0".repeat(64),
+        metrics: [("accuracy".to_string(), 0.5)].into(),
+        split: "dev".into(),
+        epoch: 1,
+        content_hash: String::new(),
+    };
+    Patch::new(metadata, values, config, base.has_pooler()).unwrap()
+}
+
+/// Two classes.
+pub fn two() -> Problem {
+    Problem::Classes(vec!["consonant".into(), "vowel".into()])
+}
