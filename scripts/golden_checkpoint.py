@@ -12,6 +12,7 @@
 """
 
 import argparse
+import collections
 import os
 
 import safetensors.torch
@@ -42,7 +43,10 @@ def main():
         file.write("".join(word + "\n" for word in WORDS))
     safetensors.torch.save_file(tensors, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
 
-    old = {"bert.embeddings.position_ids": torch.arange(9).unsqueeze(0)}
+    # A state dict as modules give it: an OrderedDict with an attribute beside its items.
+    old = collections.OrderedDict()
+    old._metadata = collections.OrderedDict({"": {"version": 1}, "bert": {"version": 1}})
+    old["bert.embeddings.position_ids"] = torch.arange(9).unsqueeze(0)
     for name, tensor in tensors.items():
         name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         old["bert." + name] = tensor.clone()

@@ -82,9 +82,7 @@ pub enum Error {
         found: String,
     },
     /// A patch for a base other than the one at hand.
-    #[error(
-        "patch {patch} was made for base {expected}, not for {found}; load that base or train the task on this one"
-    )]
+    #[error("patch {patch} was made for base {expected}, not for {found}; load that base or train the task on this one")]
     WrongBase {
         /// The patch: file or task name.
         patch: String,
@@ -123,44 +121,24 @@ impl Error {
     }
 
     /// A setting outside its range.
-    pub fn setting(
-        what: impl Into<String>,
-        expected: impl Into<String>,
-        found: impl fmt::Display,
-    ) -> Self {
-        Error::Setting {
-            what: what.into(),
-            expected: expected.into(),
-            found: found.to_string(),
-        }
+    pub fn setting(what: impl Into<String>, expected: impl Into<String>, found: impl fmt::Display) -> Self {
+        Error::Setting { what: what.into(), expected: expected.into(), found: found.to_string() }
     }
 
     /// For `map_err` on file operations: `File::open(p).map_err(Error::io("open", p))`.
     pub fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::Io {
-            doing,
-            path,
-            source,
-        }
+        move |source| Error::Io { doing, path, source }
     }
 
     /// A file whose contents are wrong as a whole.
     pub fn content(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Error::Content {
-            path: path.as_ref().to_path_buf(),
-            line: None,
-            message: message.into(),
-        }
+        Error::Content { path: path.as_ref().to_path_buf(), line: None, message: message.into() }
     }
 
     /// A file whose contents are wrong at a line, counted from 1.
     pub fn line(path: impl AsRef<Path>, line: u64, message: impl Into<String>) -> Self {
-        Error::Content {
-            path: path.as_ref().to_path_buf(),
-            line: Some(line),
-            message: message.into(),
-        }
+        Error::Content { path: path.as_ref().to_path_buf(), line: Some(line), message: message.into() }
     }
 }
 
@@ -178,12 +156,8 @@ impl fmt::Display for At {
 /// The commonest reasons deserve a word on what to do.
 fn hint(source: &std::io::Error) -> &'static str {
     match source.kind() {
-        std::io::ErrorKind::StorageFull => {
-            "; free some space and try again, nothing was left half-written"
-        }
-        std::io::ErrorKind::PermissionDenied => {
-            "; check the permissions of the file and its folder"
-        }
+        std::io::ErrorKind::StorageFull => "; free some space and try again, nothing was left half-written",
+        std::io::ErrorKind::PermissionDenied => "; check the permissions of the file and its folder",
         _ => "",
     }
 }

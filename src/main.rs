@@ -1,4 +1,2 @@
-use candle_core as _;
-use candle_nn as _;
-use candle_transformers as _;
-fn main() {}
+use candle_core as _; use candle_nn as _; use candle_transformers as _;
+fn main(){}

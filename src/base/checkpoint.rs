@@ -57,19 +57,9 @@ impl Dtype {
 
     /// Appends the numbers that these little-endian bytes are.
     fn decode(self, bytes: &[u8], into: &mut Vec<f32>) {
-        let halves = bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|&b| u16::from_le_bytes(b));
+        let halves = bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
         match self {
-            Dtype::F32 => into.extend(
-                bytes
-                    .as_chunks::<4>()
-                    .0
-                    .iter()
-                    .map(|&b| f32::from_le_bytes(b)),
-            ),
+            Dtype::F32 => into.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b))),
             Dtype::F16 => into.extend(halves.map(f32_from_f16)),
             Dtype::Bf16 => into.extend(halves.map(|bits| f32::from_bits(u32::from(bits) << 16))),
         }
@@ -142,10 +132,7 @@ impl Checkpoint {
         } else if folder.join(PICKLE).is_file() {
             read_pickle(folder.join(PICKLE), &mut sources, &mut found)?;
         } else if folder.join(PICKLE_INDEX).is_file() {
-            return Err(Error::content(
-                folder.join(PICKLE_INDEX),
-                "shards in PyTorch's format are not read",
-            ));
+            return Err(Error::content(folder.join(PICKLE_INDEX), "shards in PyTorch's format are not read"));
         } else {
             let message = format!("holds no weights: expected one of {}", WEIGHTS.join(", "));
             return Err(Error::content(folder, message));
@@ -158,10 +145,7 @@ impl Checkpoint {
         for tensor in found {
             let path = &sources[tensor.source].path;
             if let Some(twice) = by_name.insert(canonical(&tensor.name), tensor) {
-                let message = format!(
-                    "two tensors are {} under different names",
-                    canonical(&twice.name)
-                );
+                let message = format!("two tensors are {} under different names", canonical(&twice.name));
                 return Err(Error::content(path, message));
             }
         }
@@ -188,9 +172,7 @@ impl Checkpoint {
                     tensor: tensor.name,
                 });
             }
-            let known = [Dtype::F32, Dtype::F16, Dtype::Bf16]
-                .into_iter()
-                .find(|dtype| dtype.name() == tensor.dtype);
+            let known = [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().find(|dtype| dtype.name() == tensor.dtype);
             let Some(dtype) = known else {
                 return Err(Error::Tensor {
                     path: path(),
@@ -199,18 +181,11 @@ impl Checkpoint {
                     tensor: tensor.name,
                 });
             };
-            tensors.insert(
-                parameter.name.clone(),
-                Tensor {
-                    found: tensor,
-                    dtype,
-                },
-            );
+            tensors.insert(parameter.name.clone(), Tensor { found: tensor, dtype });
         }
         // What is left over is no part of the encoder (a head, `position_ids`), or the config describes another model.
         let inside = |name: &&String| {
-            name.starts_with("encoder.")
-                || (name.starts_with("embeddings.") && name.ends_with("weight"))
+            name.starts_with("encoder.") || (name.starts_with("embeddings.") && name.ends_with("weight"))
         };
         if let Some(name) = by_name.keys().filter(inside).min() {
             let tensor = &by_name[name];
@@ -224,12 +199,7 @@ impl Checkpoint {
                 found: format!("one of shape {:?}", tensor.shape),
             });
         }
-        Ok(Checkpoint {
-            sources,
-            tensors,
-            parameters,
-            has_pooler,
-        })
+        Ok(Checkpoint { sources, tensors, parameters, has_pooler })
     }
 
     pub(super) fn has_pooler(&self) -> bool {
@@ -252,7 +222,9 @@ impl Checkpoint {
     ///
     /// A name that is not in the table, a file that cannot be read or has changed, and a number that is not finite.
     pub(super) fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let mut values = Vec::new();
+        // The shape is the table's, and the file has been found to be as long as its shapes say.
+        let n_values = self.tensors.get(name).map_or(0, |tensor| tensor.found.shape.iter().product());
+        let mut values = Vec::with_capacity(n_values);
         self.stream(name, |dtype, bytes| dtype.decode(bytes, &mut values))?;
         Ok(values)
     }
@@ -265,10 +237,7 @@ impl Checkpoint {
 
     /// Hands out a tensor's little-endian bytes, some whole numbers at a time.
     fn stream(&self, name: &str, mut part: impl FnMut(Dtype, &[u8])) -> Result<()> {
-        let tensor = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| Error::setting("tensor", "a BERT's tensor", name))?;
+        let tensor = self.tensors.get(name).ok_or_else(|| Error::setting("tensor", "a BERT's tensor", name))?;
         let source = &self.sources[tensor.found.source];
         let mut file = source.reopen()?;
         let mut n_seen = 0;
@@ -290,14 +259,12 @@ impl Checkpoint {
             part(tensor.dtype, &bytes);
             return Ok(());
         }
-        file.seek(SeekFrom::Start(tensor.found.offset))
-            .map_err(Error::io("read", &source.path))?;
+        file.seek(SeekFrom::Start(tensor.found.offset)).map_err(Error::io("read", &source.path))?;
         let mut left = tensor.found.shape.iter().product::<usize>() * tensor.dtype.size();
         let mut buffer = vec![0; CHUNK.min(left)];
         while left > 0 {
             let bytes = &mut buffer[..CHUNK.min(left)];
-            file.read_exact(bytes)
-                .map_err(Error::io("read", &source.path))?;
+            file.read_exact(bytes).map_err(Error::io("read", &source.path))?;
             finite(bytes)?;
             part(tensor.dtype, bytes);
             left -= bytes.len();
@@ -308,19 +275,9 @@ impl Checkpoint {
 
 /// The first number that is infinite or NaN: its exponent has all bits set.
 fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
-    let half = |mask: u16| {
-        bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .position(|&b| u16::from_le_bytes(b) & mask == mask)
-    };
+    let half = |mask: u16| bytes.as_chunks::<2>().0.iter().position(|&b| u16::from_le_bytes(b) & mask == mask);
     match dtype {
-        Dtype::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .position(|&b| !f32::from_le_bytes(b).is_finite()),
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite()),
         Dtype::F16 => half(0x7c00),
         Dtype::Bf16 => half(0x7f80),
     }
@@ -341,77 +298,46 @@ impl Source {
         let file = File::open(&path).map_err(Error::io("open", &path))?;
         let metadata = file.metadata().map_err(Error::io("read", &path))?;
         let modified = metadata.modified().ok();
-        Ok((
-            Source {
-                path,
-                length: metadata.len(),
-                modified,
-                pickle: None,
-            },
-            file,
-        ))
+        Ok((Source { path, length: metadata.len(), modified, pickle: None }, file))
     }
 
     /// Opens the file once more, and makes sure that it is still the same.
     fn reopen(&self) -> Result<File> {
         let (now, file) = Source::open(self.path.clone())?;
         if (now.length, now.modified) != (self.length, self.modified) {
-            return Err(Error::content(
-                &self.path,
-                "the file has changed since it was loaded; load the base again",
-            ));
+            return Err(Error::content(&self.path, "the file has changed since it was loaded; load the base again"));
         }
         Ok(file)
     }
 
     fn broken(&self, reason: impl std::fmt::Display) -> Error {
-        Error::content(
-            &self.path,
-            format!("cannot be read as a checkpoint ({reason}); fetch the file again"),
-        )
+        Error::content(&self.path, format!("cannot be read as a checkpoint ({reason}); fetch the file again"))
     }
 }
 
 /// Reads a safetensors file's header. Everything in it is checked before it is used: the crate's [`Metadata`] holds
 /// offsets that follow on each other and fit their shapes, and the file must be exactly as long as they say.
-fn read_safetensors(
-    path: PathBuf,
-    sources: &mut Vec<Source>,
-    found: &mut Vec<Found>,
-) -> Result<()> {
+fn read_safetensors(path: PathBuf, sources: &mut Vec<Source>, found: &mut Vec<Found>) -> Result<()> {
     let (source, mut file) = Source::open(path)?;
     let mut size = [0; 8];
     if source.length < 8 {
-        return Err(source.broken(format_args!(
-            "{} bytes are too few for a header",
-            source.length
-        )));
+        return Err(source.broken(format_args!("{} bytes are too few for a header", source.length)));
     }
-    file.read_exact(&mut size)
-        .map_err(Error::io("read", &source.path))?;
+    file.read_exact(&mut size).map_err(Error::io("read", &source.path))?;
     if &size == b"version " {
-        let message =
-            "is a Git LFS pointer, not the weights; run `git lfs pull` where it came from";
+        let message = "is a Git LFS pointer, not the weights; run `git lfs pull` where it came from";
         return Err(Error::content(&source.path, message));
     }
     let n_header = u64::from_le_bytes(size);
     if n_header > MAX_HEADER || n_header > source.length - 8 {
-        return Err(source.broken(format_args!(
-            "a header of {n_header} bytes in a file of {}",
-            source.length
-        )));
+        return Err(source.broken(format_args!("a header of {n_header} bytes in a file of {}", source.length)));
     }
     let mut header = vec![0; n_header as usize];
-    file.read_exact(&mut header)
-        .map_err(Error::io("read", &source.path))?;
-    let header: Metadata = serde_json::from_slice(&header)
-        .map_err(|e| source.broken(format_args!("its header: {e}")))?;
+    file.read_exact(&mut header).map_err(Error::io("read", &source.path))?;
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|e| source.broken(format_args!("its header: {e}")))?;
     let tensors = header.tensors();
-    let n_data = tensors
-        .values()
-        .map(|tensor| tensor.data_offsets.1 as u64)
-        .max()
-        .unwrap_or(0);
+    let n_data = tensors.values().map(|tensor| tensor.data_offsets.1 as u64).max().unwrap_or(0);
     if 8 + n_header + n_data != source.length {
         return Err(source.broken(format_args!(
             "expected {} bytes, found {}: a download or copy that broke off?",
@@ -435,30 +361,20 @@ fn read_safetensors(
 /// The files that an index names.
 pub(super) fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
-    let file: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|e| Error::line(index, e.line() as u64, format!("not JSON: {e}")))?;
-    let names = file
-        .get("weight_map")
-        .and_then(|map| map.as_object())
-        .filter(|map| !map.is_empty());
-    let names = names.ok_or_else(|| {
-        Error::content(
-            index,
-            "expected an object `weight_map` of tensor names to files",
-        )
-    })?;
+    let file: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::line(index, e.line() as u64, format!("not JSON: {e}")))?;
+    let names = file.get("weight_map").and_then(|map| map.as_object()).filter(|map| !map.is_empty());
+    let names =
+        names.ok_or_else(|| Error::content(index, "expected an object `weight_map` of tensor names to files"))?;
     // A shard lies beside its index; a name that leads elsewhere is not followed.
-    let plain = |name: &str| {
-        !name.starts_with('.') && !name.contains(['/', '\\']) && name.ends_with(".safetensors")
-    };
+    let plain = |name: &str| !name.starts_with('.') && !name.contains(['/', '\\']) && name.ends_with(".safetensors");
     names
         .values()
         .map(|name| match name.as_str() {
             Some(name) if plain(name) => Ok(name.to_string()),
-            _ => Err(Error::content(
-                index,
-                format!("`weight_map`: expected a safetensors file beside it, found {name}"),
-            )),
+            _ => {
+                Err(Error::content(index, format!("`weight_map`: expected a safetensors file beside it, found {name}")))
+            }
         })
         .collect()
 }
@@ -467,12 +383,9 @@ pub(super) fn shards(index: &Path) -> Result<BTreeSet<String>> {
 fn read_pickle(path: PathBuf, sources: &mut Vec<Source>, found: &mut Vec<Found>) -> Result<()> {
     let (mut source, file) = Source::open(path)?;
     let mut magic = Vec::new();
-    file.take(8)
-        .read_to_end(&mut magic)
-        .map_err(Error::io("read", &source.path))?;
+    file.take(8).read_to_end(&mut magic).map_err(Error::io("read", &source.path))?;
     if magic == b"version " {
-        let message =
-            "is a Git LFS pointer, not the weights; run `git lfs pull` where it came from";
+        let message = "is a Git LFS pointer, not the weights; run `git lfs pull` where it came from";
         return Err(Error::content(&source.path, message));
     }
     if !magic.starts_with(b"PK") {
@@ -500,9 +413,7 @@ fn read_pickle(path: PathBuf, sources: &mut Vec<Source>, found: &mut Vec<Found>)
 
 /// A tensor's numbers as little-endian bytes.
 fn pickle_bytes(pickle: &PthTensors, name: &str) -> candle_core::Result<Vec<u8>> {
-    let tensor = pickle
-        .get(name)?
-        .ok_or_else(|| candle_core::Error::Msg(format!("no tensor {name}")))?;
+    let tensor = pickle.get(name)?.ok_or_else(|| candle_core::Error::Msg(format!("no tensor {name}")))?;
     let mut bytes = Vec::with_capacity(tensor.elem_count() * tensor.dtype().size_in_bytes());
     tensor.write_bytes(&mut bytes)?;
     Ok(bytes)

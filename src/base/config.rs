@@ -91,16 +91,14 @@ impl Config {
             intermediate_size: file.size("intermediate_size", 3072, MAX_WIDTH)?,
             hidden_act: file.activation()?,
             hidden_dropout_prob: file.probability("hidden_dropout_prob")?.unwrap_or(0.1),
-            attention_probs_dropout_prob: file
-                .probability("attention_probs_dropout_prob")?
-                .unwrap_or(0.1),
+            attention_probs_dropout_prob: file.probability("attention_probs_dropout_prob")?.unwrap_or(0.1),
             classifier_dropout: file.probability("classifier_dropout")?,
             max_position_embeddings: file.size("max_position_embeddings", 512, MAX_POSITIONS)?,
             type_vocab_size: file.size("type_vocab_size", 2, MAX_ROWS)?,
             layer_norm_eps: file.positive("layer_norm_eps", 1e-12)?,
             initializer_range: file.positive("initializer_range", 0.02)?,
         };
-        if config.hidden_size % config.num_attention_heads != 0 {
+        if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(file.wrong(
                 "num_attention_heads",
                 format!("a divisor of hidden_size, which is {}", config.hidden_size),
@@ -122,11 +120,7 @@ impl Config {
 
     /// The smallest shape that has everything (two layers, four heads), for tests.
     pub fn tiny() -> Config {
-        Config {
-            vocab_size: 97,
-            max_position_embeddings: 40,
-            ..Config::shape(32, 2, 4, 64)
-        }
+        Config { vocab_size: 97, max_position_embeddings: 40, ..Config::shape(32, 2, 4, 64) }
     }
 
     /// The shape of MiniLM-L6, which the default base has: 22.7 million parameters.
@@ -168,9 +162,7 @@ impl Config {
 pub(super) fn model_name(text: &str) -> Option<String> {
     let file: Value = serde_json::from_str(text).ok()?;
     let name = file.get("_name_or_path")?.as_str()?;
-    let words = name
-        .split('/')
-        .all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains('\\'));
+    let words = name.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains('\\'));
     (words && name.matches('/').count() <= 1).then(|| name.to_string())
 }
 
@@ -184,10 +176,7 @@ impl<'a> Fields<'a> {
     fn parse(path: &'a Path, text: &str) -> Result<Self> {
         match serde_json::from_str(text) {
             Ok(Value::Object(object)) => Ok(Fields { path, object }),
-            Ok(_) => Err(Error::content(
-                path,
-                "expected a JSON object, the config.json of a BERT",
-            )),
+            Ok(_) => Err(Error::content(path, "expected a JSON object, the config.json of a BERT")),
             Err(e) => Err(Error::line(path, e.line() as u64, format!("not JSON: {e}"))),
         }
     }
@@ -197,16 +186,8 @@ impl<'a> Fields<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    fn wrong(
-        &self,
-        key: &str,
-        expected: impl std::fmt::Display,
-        found: impl std::fmt::Display,
-    ) -> Error {
-        Error::content(
-            self.path,
-            format!("`{key}`: expected {expected}, found {found}"),
-        )
+    fn wrong(&self, key: &str, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Error {
+        Error::content(self.path, format!("`{key}`: expected {expected}, found {found}"))
     }
 
     fn size(&self, key: &str, default: usize, max: usize) -> Result<usize> {
@@ -248,11 +229,7 @@ impl<'a> Fields<'a> {
             Some("gelu") => Ok(Activation::Gelu),
             Some("gelu_new" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
             Some("relu") => Ok(Activation::Relu),
-            _ => Err(self.wrong(
-                "hidden_act",
-                "one of gelu, gelu_new, gelu_pytorch_tanh, relu",
-                value,
-            )),
+            _ => Err(self.wrong("hidden_act", "one of gelu, gelu_new, gelu_pytorch_tanh, relu", value)),
         }
     }
 
@@ -260,10 +237,7 @@ impl<'a> Fields<'a> {
     fn check_architecture(&self) -> Result<()> {
         let supported = SUPPORTED.join(", ");
         if let Some(model_type) = self.get("model_type") {
-            if !model_type
-                .as_str()
-                .is_some_and(|name| SUPPORTED.contains(&name))
-            {
+            if !model_type.as_str().is_some_and(|name| SUPPORTED.contains(&name)) {
                 return Err(self.wrong(
                     "model_type",
                     format_args!("a supported architecture ({supported})"),
@@ -271,14 +245,8 @@ impl<'a> Fields<'a> {
                 ));
             }
         } else if let Some(architectures) = self.get("architectures") {
-            let bert = |name: &Value| {
-                name.as_str()
-                    .is_some_and(|n| n == "BertModel" || n.starts_with("BertFor"))
-            };
-            if !architectures
-                .as_array()
-                .is_some_and(|all| all.iter().all(bert))
-            {
+            let bert = |name: &Value| name.as_str().is_some_and(|n| n == "BertModel" || n.starts_with("BertFor"));
+            if !architectures.as_array().is_some_and(|all| all.iter().all(bert)) {
                 let expected = format_args!("a supported architecture ({supported}), as BertModel");
                 return Err(self.wrong("architectures", expected, architectures));
             }
@@ -288,19 +256,12 @@ impl<'a> Fields<'a> {
                 return Err(self.wrong(key, "false: only encoders are supported", value));
             }
         }
-        if let Some(position) = self
-            .get("position_embedding_type")
-            .filter(|&value| value != "absolute")
-        {
+        if let Some(position) = self.get("position_embedding_type").filter(|&value| value != "absolute") {
             return Err(self.wrong("position_embedding_type", "\"absolute\"", position));
         }
         let pruned = |value: &&Value| !value.as_object().is_some_and(Map::is_empty);
         if let Some(heads) = self.get("pruned_heads").filter(pruned) {
-            return Err(self.wrong(
-                "pruned_heads",
-                "none: a pruned BERT is not supported",
-                heads,
-            ));
+            return Err(self.wrong("pruned_heads", "none: a pruned BERT is not supported", heads));
         }
         Ok(())
     }
@@ -355,83 +316,39 @@ mod tests {
             ("gelu_pytorch_tanh", Activation::GeluTanh),
             ("relu", Activation::Relu),
         ] {
-            assert_eq!(
-                read(&format!(r#"{{"hidden_act": "{name}"}}"#))
-                    .unwrap()
-                    .hidden_act,
-                activation
-            );
+            assert_eq!(read(&format!(r#"{{"hidden_act": "{name}"}}"#)).unwrap().hidden_act, activation);
         }
     }
 
     #[test]
     fn what_cannot_be_run_is_refused_with_the_field_and_what_was_expected() {
         for (text, words) in [
-            (
-                r#"{"model_type": "roberta"}"#,
-                &["model_type", "bert", "roberta"][..],
-            ),
-            (
-                r#"{"architectures": ["DistilBertModel"]}"#,
-                &["architectures", "bert", "DistilBertModel"],
-            ),
+            (r#"{"model_type": "roberta"}"#, &["model_type", "bert", "roberta"][..]),
+            (r#"{"architectures": ["DistilBertModel"]}"#, &["architectures", "bert", "DistilBertModel"]),
             (
                 r#"{"position_embedding_type": "relative_key"}"#,
                 &["position_embedding_type", "absolute", "relative_key"],
             ),
             (r#"{"is_decoder": true}"#, &["is_decoder", "encoders"]),
-            (
-                r#"{"add_cross_attention": true}"#,
-                &["add_cross_attention", "encoders"],
-            ),
-            (
-                r#"{"pruned_heads": {"0": [1]}}"#,
-                &["pruned_heads", "pruned"],
-            ),
-            (
-                r#"{"hidden_act": "swish"}"#,
-                &["hidden_act", "gelu_pytorch_tanh", "swish"],
-            ),
-            (
-                r#"{"num_attention_heads": 7}"#,
-                &["num_attention_heads", "768", "7"],
-            ),
+            (r#"{"add_cross_attention": true}"#, &["add_cross_attention", "encoders"]),
+            (r#"{"pruned_heads": {"0": [1]}}"#, &["pruned_heads", "pruned"]),
+            (r#"{"hidden_act": "swish"}"#, &["hidden_act", "gelu_pytorch_tanh", "swish"]),
+            (r#"{"num_attention_heads": 7}"#, &["num_attention_heads", "768", "7"]),
             (r#"{"hidden_size": 0}"#, &["hidden_size", "from 1", "0"]),
             (r#"{"vocab_size": -3}"#, &["vocab_size", "-3"]),
-            (
-                r#"{"num_hidden_layers": 1000000000000}"#,
-                &["num_hidden_layers", "255"],
-            ),
-            (
-                r#"{"intermediate_size": 1.5}"#,
-                &["intermediate_size", "whole", "1.5"],
-            ),
-            (
-                r#"{"hidden_dropout_prob": 1.0}"#,
-                &["hidden_dropout_prob", "below 1"],
-            ),
-            (
-                r#"{"hidden_dropout_prob": 0.99999999999}"#,
-                &["hidden_dropout_prob", "below 1"],
-            ),
-            (
-                r#"{"attention_probs_dropout_prob": -0.1}"#,
-                &["attention_probs_dropout_prob", "-0.1"],
-            ),
-            (
-                r#"{"classifier_dropout": "some"}"#,
-                &["classifier_dropout", "some"],
-            ),
+            (r#"{"num_hidden_layers": 1000000000000}"#, &["num_hidden_layers", "255"]),
+            (r#"{"intermediate_size": 1.5}"#, &["intermediate_size", "whole", "1.5"]),
+            (r#"{"hidden_dropout_prob": 1.0}"#, &["hidden_dropout_prob", "below 1"]),
+            (r#"{"hidden_dropout_prob": 0.99999999999}"#, &["hidden_dropout_prob", "below 1"]),
+            (r#"{"attention_probs_dropout_prob": -0.1}"#, &["attention_probs_dropout_prob", "-0.1"]),
+            (r#"{"classifier_dropout": "some"}"#, &["classifier_dropout", "some"]),
             (r#"{"layer_norm_eps": 0}"#, &["layer_norm_eps", "above 0"]),
             (r#"[1]"#, &["JSON object"]),
             ("{\n\"vocab_size\": }", &["config.json:2", "not JSON"]),
         ] {
             let message = read(text).unwrap_err().to_string();
             for word in words {
-                assert!(
-                    message.contains(word),
-                    "{text} gave {message:?}, which lacks {word:?}"
-                );
+                assert!(message.contains(word), "{text} gave {message:?}, which lacks {word:?}");
             }
         }
     }
@@ -439,22 +356,9 @@ mod tests {
     #[test]
     fn a_name_in_the_config_is_a_hub_id_and_never_a_path() {
         let name = |n: &str| model_name(&format!(r#"{{"_name_or_path": "{n}"}}"#));
-        assert_eq!(
-            name("nreimers/MiniLM-L6-H384-uncased").as_deref(),
-            Some("nreimers/MiniLM-L6-H384-uncased")
-        );
-        assert_eq!(
-            name("bert-base-uncased").as_deref(),
-            Some("bert-base-uncased")
-        );
-        for path in [
-            "",
-            "./model",
-            "/home/me/model",
-            "runs/7/model",
-            "..",
-            "org/",
-        ] {
+        assert_eq!(name("nreimers/MiniLM-L6-H384-uncased").as_deref(), Some("nreimers/MiniLM-L6-H384-uncased"));
+        assert_eq!(name("bert-base-uncased").as_deref(), Some("bert-base-uncased"));
+        for path in ["", "./model", "/home/me/model", "runs/7/model", "..", "org/"] {
             assert_eq!(name(path), None, "{path}");
         }
         assert_eq!(model_name("{}"), None);

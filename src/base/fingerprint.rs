@@ -64,10 +64,7 @@ impl Fingerprint {
 
     /// The hash in 64 hexadecimal digits.
     pub(super) fn finish(self) -> String {
-        self.bytes()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        self.bytes().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -81,10 +78,8 @@ mod tests {
         ours.number(7);
         ours.tensor("a", "F32", &[2, 3]);
         let mut bytes = Vec::new();
-        for text in ["kind 1"] {
-            bytes.extend((text.len() as u64).to_le_bytes());
-            bytes.extend(text.as_bytes());
-        }
+        bytes.extend(6u64.to_le_bytes());
+        bytes.extend(b"kind 1");
         bytes.extend(7u64.to_le_bytes());
         bytes.extend(1u64.to_le_bytes());
         bytes.extend(b"a");
@@ -93,10 +88,7 @@ mod tests {
         for number in [2u64, 2, 3] {
             bytes.extend(number.to_le_bytes());
         }
-        let expected: String = Sha256::digest(&bytes)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let expected: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(ours.finish(), expected);
     }
 
@@ -108,25 +100,12 @@ mod tests {
             f.finish()
         };
         let tiny = Config::tiny();
-        let same = Config {
-            hidden_dropout_prob: 0.3,
-            initializer_range: 0.5,
-            ..tiny.clone()
-        };
+        let same = Config { hidden_dropout_prob: 0.3, initializer_range: 0.5, ..tiny.clone() };
         assert_eq!(of(&tiny), of(&same));
         for other in [
-            Config {
-                num_attention_heads: 2,
-                ..tiny.clone()
-            },
-            Config {
-                hidden_act: crate::base::config::Activation::Relu,
-                ..tiny.clone()
-            },
-            Config {
-                layer_norm_eps: 1e-5,
-                ..tiny.clone()
-            },
+            Config { num_attention_heads: 2, ..tiny.clone() },
+            Config { hidden_act: crate::base::config::Activation::Relu, ..tiny.clone() },
+            Config { layer_norm_eps: 1e-5, ..tiny.clone() },
         ] {
             assert_ne!(of(&tiny), of(&other));
         }

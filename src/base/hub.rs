@@ -53,16 +53,11 @@ mod online {
     ///
     /// A repository, revision or file that is not there, or not for this token; no hub in reach, or offline mode, and
     /// files that the cache does not hold; a download that broke off or is not what was announced.
-    pub(in crate::base) fn fetch(
-        id: &str,
-        revision: Option<&str>,
-        watch: Watch,
-    ) -> Result<PathBuf> {
+    pub(in crate::base) fn fetch(id: &str, revision: Option<&str>, watch: Watch) -> Result<PathBuf> {
         let (owner, name) = split_id(id);
         // Three tries more: a second and a half of waiting where no hub is in reach.
         let client = HFClient::builder().retry_max_attempts(3).build_sync();
-        let client = client
-            .map_err(|e| Error::Hub(format!("cannot reach HF_ENDPOINT, {}: {e}", endpoint())))?;
+        let client = client.map_err(|e| Error::Hub(format!("cannot reach HF_ENDPOINT, {}: {e}", endpoint())))?;
         let mut repository = Repository {
             model: client.model(owner, name),
             id,
@@ -74,10 +69,7 @@ mod online {
         let folder = config.parent().map(Path::to_path_buf).unwrap_or_default();
         // The cache's folder is named after the commit. With the commit as revision every further file comes from the
         // same one, and those that the cache holds need no request.
-        repository.revision = folder
-            .file_name()
-            .and_then(|commit| commit.to_str())
-            .map(str::to_string);
+        repository.revision = folder.file_name().and_then(|commit| commit.to_str()).map(str::to_string);
 
         let weights = repository.required(&WEIGHTS)?;
         if weights.ends_with(WEIGHTS[1]) {
@@ -97,12 +89,10 @@ mod online {
 
     /// As the hub's Python tools read it.
     fn offline() -> bool {
-        ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
-            .iter()
-            .any(|name| {
-                let value = std::env::var(name).unwrap_or_default().to_ascii_uppercase();
-                ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
-            })
+        ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| {
+            let value = std::env::var(name).unwrap_or_default().to_ascii_uppercase();
+            ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
+        })
     }
 
     struct Repository<'a> {
@@ -119,7 +109,9 @@ mod online {
             self.first_of(names)?.ok_or_else(|| {
                 let (files, at) = (names.join(" or "), self.at());
                 Error::Hub(if self.offline {
-                    format!("{at}: {files} is not in the cache, and offline mode (HF_HUB_OFFLINE) keeps from fetching it")
+                    format!(
+                        "{at}: {files} is not in the cache, and offline mode (HF_HUB_OFFLINE) keeps from fetching it"
+                    )
                 } else {
                     format!("{at}: no such model or revision, or it has no {files}; check the name at {}", endpoint())
                 })
@@ -160,30 +152,16 @@ mod online {
         }
 
         fn request(&self, name: &str, local_files_only: bool) -> hf_hub::HFResult<PathBuf> {
-            let request = self
-                .model
-                .download_file()
-                .filename(name)
-                .local_files_only(local_files_only);
+            let request = self.model.download_file().filename(name).local_files_only(local_files_only);
             request.maybe_revision(self.revision.clone()).send()
         }
 
         /// Fetches a file, or finds it unchanged in the cache.
         fn download(&self, name: &str) -> Result<PathBuf, Failure> {
-            let progress = Arc::new(Progress {
-                name: name.into(),
-                total: AtomicU64::new(0),
-                watch: self.watch.clone(),
-            });
-            let request = self
-                .model
-                .download_file()
-                .filename(name)
-                .maybe_revision(self.revision.clone());
-            let path = request
-                .progress(progress.clone())
-                .send()
-                .map_err(Failure::Hub)?;
+            let progress =
+                Arc::new(Progress { name: name.into(), total: AtomicU64::new(0), watch: self.watch.clone() });
+            let request = self.model.download_file().filename(name).maybe_revision(self.revision.clone());
+            let path = request.progress(progress.clone()).send().map_err(Failure::Hub)?;
             let announced = progress.total.load(Ordering::Relaxed);
             // Nothing announced: the cached file was current, and was checked when it came.
             if announced > 0 {
@@ -195,14 +173,9 @@ mod online {
         /// Holds a file that has just come to its announced length and, where the hub names it by its SHA-256, to that.
         /// One that fails is taken out of the cache, or it would be believed from then on.
         fn check(&self, name: &str, path: &Path, announced: u64) -> Result<()> {
-            let length = std::fs::metadata(path)
-                .map_err(Error::io("read", path))?
-                .len();
+            let length = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
             let blob = path.canonicalize().map_err(Error::io("read", path))?;
-            let expected = blob
-                .file_name()
-                .and_then(|etag| etag.to_str())
-                .unwrap_or_default();
+            let expected = blob.file_name().and_then(|etag| etag.to_str()).unwrap_or_default();
             let whole = length == announced && (expected.len() != 64 || sha256(&blob)? == expected);
             if whole {
                 return Ok(());
@@ -238,9 +211,7 @@ mod online {
                     self.id
                 ),
                 HFError::RateLimited { .. } => {
-                    format!(
-                        "{at}: too many requests (429); wait, or set HF_TOKEN to be allowed more ({error})"
-                    )
+                    format!("{at}: too many requests (429); wait, or set HF_TOKEN to be allowed more ({error})")
                 }
                 HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
                     format!(
@@ -272,13 +243,7 @@ mod online {
 
     impl ProgressHandler for Progress {
         fn on_progress(&self, event: &ProgressEvent) {
-            let tell = |bytes, total| {
-                (self.watch)(&Download {
-                    file: self.name.clone(),
-                    bytes,
-                    total,
-                })
-            };
+            let tell = |bytes, total| (self.watch)(&Download { file: self.name.clone(), bytes, total });
             match event {
                 ProgressEvent::Download(DownloadEvent::Start { total_bytes, .. }) => {
                     self.total.store(*total_bytes, Ordering::Relaxed);
@@ -289,11 +254,7 @@ mod online {
                         tell(file.bytes_completed, file.total_bytes);
                     }
                 }
-                ProgressEvent::Download(DownloadEvent::AggregateProgress {
-                    bytes_completed,
-                    total_bytes,
-                    ..
-                }) => {
+                ProgressEvent::Download(DownloadEvent::AggregateProgress { bytes_completed, total_bytes, .. }) => {
                     tell(*bytes_completed, *total_bytes);
                 }
                 _ => {}
@@ -328,10 +289,6 @@ mod online {
                 n => hash.update(&buffer[..n]),
             }
         }
-        Ok(hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }

@@ -4,10 +4,7 @@
 //! in this folder serves. Invariant: what [`Base::load`] returns has been checked, config against tensors against
 //! tokenizer, and never changes.
 
-#[expect(
-    clippy::module_inception,
-    reason = "the layer is named after the one type that it exists for"
-)]
+#[expect(clippy::module_inception, reason = "the layer is named after the one type that it exists for")]
 pub mod base;
 mod checkpoint;
 pub mod config;

@@ -58,28 +58,21 @@ impl Tokenizer {
         let (path, inner) = if folder.join(TOKENIZER).is_file() {
             let path = folder.join(TOKENIZER);
             let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| {
-                Error::content(&path, format!("not a tokenizer.json that can be read: {e}"))
-            })?;
-            settings
-                .apply(&mut inner)
-                .map_err(|e| Error::content(&path, e.to_string()))?;
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+                .map_err(|e| Error::content(&path, format!("not a tokenizer.json that can be read: {e}")))?;
+            settings.apply(&mut inner).map_err(|e| Error::content(&path, e.to_string()))?;
             (path, inner)
         } else if folder.join(VOCABULARY).is_file() {
             let path = folder.join(VOCABULARY);
             let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
             let lines = text.lines().map(str::to_string).collect();
-            let inner =
-                word_piece(lines, &settings).map_err(|message| Error::content(&path, message))?;
+            let inner = word_piece(lines, &settings).map_err(|message| Error::content(&path, message))?;
             (path, inner)
         } else {
-            let message = format!(
-                "holds neither {TOKENIZER} nor {VOCABULARY}; put the base's own tokenizer there"
-            );
+            let message = format!("holds neither {TOKENIZER} nor {VOCABULARY}; put the base's own tokenizer there");
             return Err(Error::content(folder, message));
         };
-        let tokenizer =
-            Tokenizer::finish(inner, settings).map_err(|message| Error::content(&path, message))?;
+        let tokenizer = Tokenizer::finish(inner, settings).map_err(|message| Error::content(&path, message))?;
         tokenizer.check(config, &path)?;
         Ok(tokenizer)
     }
@@ -95,13 +88,8 @@ impl Tokenizer {
     ///
     /// A vocabulary without one of those three.
     pub fn from_vocab(lines: Vec<String>, do_lower_case: bool) -> Result<Tokenizer> {
-        let settings = Settings {
-            do_lower_case: Some(do_lower_case),
-            ..Settings::default()
-        };
-        word_piece(lines, &settings)
-            .and_then(|inner| Tokenizer::finish(inner, settings))
-            .map_err(Error::Usage)
+        let settings = Settings { do_lower_case: Some(do_lower_case), ..Settings::default() };
+        word_piece(lines, &settings).and_then(|inner| Tokenizer::finish(inner, settings)).map_err(Error::Usage)
     }
 
     /// Drops padding and truncation, finds the template's ids, and fingerprints.
@@ -109,9 +97,7 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         let id = |inner: &tokenizers::Tokenizer, token: &str| {
-            inner
-                .token_to_id(token)
-                .ok_or(format!("the vocabulary has no {token}"))
+            inner.token_to_id(token).ok_or(format!("the vocabulary has no {token}"))
         };
         let (cls, sep) = (id(&inner, &settings.cls)?, id(&inner, &settings.sep)?);
         if inner.get_post_processor().is_some() {
@@ -120,10 +106,8 @@ impl Tokenizer {
                 true => inner.encode_fast(("", ""), true),
                 false => inner.encode_fast("", true),
             };
-            for (pair, ids, types) in [
-                (false, vec![cls, sep], vec![0, 0]),
-                (true, vec![cls, sep, sep], vec![0, 0, 1]),
-            ] {
+            for (pair, ids, types) in [(false, vec![cls, sep], vec![0, 0]), (true, vec![cls, sep, sep], vec![0, 0, 1])]
+            {
                 let found = encode(pair).map_err(|e| e.to_string())?;
                 if found.get_ids() != ids || found.get_type_ids() != types {
                     return Err(format!(
@@ -136,28 +120,16 @@ impl Tokenizer {
                 }
             }
         } else {
-            inner.with_post_processor(Some(BertProcessing::new(
-                (settings.sep, sep),
-                (settings.cls, cls),
-            )));
+            inner.with_post_processor(Some(BertProcessing::new((settings.sep, sep), (settings.cls, cls))));
         }
         if let ModelWrapper::WordPiece(model) = inner.get_model() {
             id(&inner, &model.unk_token)?;
         }
-        let vocabulary: BTreeMap<u32, String> = inner
-            .get_vocab(true)
-            .into_iter()
-            .map(|(token, id)| (id, token))
-            .collect();
+        let vocabulary: BTreeMap<u32, String> =
+            inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
         let largest_id = vocabulary.last_key_value().map_or(0, |(&id, _)| id);
         let fingerprint = fingerprint(&inner, cls, sep, &vocabulary);
-        Ok(Tokenizer {
-            inner,
-            cls,
-            sep,
-            largest_id,
-            fingerprint,
-        })
+        Ok(Tokenizer { inner, cls, sep, largest_id, fingerprint })
     }
 
     /// Refuses a vocabulary whose ids would lie outside the table of word embeddings.
@@ -192,10 +164,7 @@ impl Tokenizer {
         };
         let first = tokens(text)?;
         let second = pair.map(tokens).transpose()?;
-        let n_tokens = (
-            first.len(),
-            second.as_ref().map_or(0, |tokens| tokens.len()),
-        );
+        let n_tokens = (first.len(), second.as_ref().map_or(0, |tokens| tokens.len()));
         let (n_first, n_second) = longest_first(n_tokens.0, n_tokens.1, room);
 
         let mut ids = Vec::with_capacity(n_first + n_second + n_special);
@@ -208,11 +177,7 @@ impl Tokenizer {
             ids.push(self.sep);
             type_ids.resize(ids.len(), 1);
         }
-        Ok(Encoding {
-            ids,
-            type_ids,
-            truncated: (n_first, n_second) != n_tokens,
-        })
+        Ok(Encoding { ids, type_ids, truncated: (n_first, n_second) != n_tokens })
     }
 
     /// SHA-256 in hexadecimal over the vocabulary in order of id, the normaliser's settings and the special ids; the
@@ -228,21 +193,16 @@ impl Tokenizer {
     /// A file that cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(TOKENIZER);
-        let text = self
-            .inner
-            .to_string(false)
-            .map_err(|e| Error::content(&path, e.to_string()))?;
+        let text = self.inner.to_string(false).map_err(|e| Error::content(&path, e.to_string()))?;
         let aside = folder.join(format!(".{TOKENIZER}.part"));
         let written = std::fs::File::create(&aside).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()
         });
-        written
-            .and_then(|()| std::fs::rename(&aside, &path))
-            .map_err(|e| {
-                let _ = std::fs::remove_file(&aside);
-                Error::io("write", &path)(e)
-            })
+        written.and_then(|()| std::fs::rename(&aside, &path)).map_err(|e| {
+            let _ = std::fs::remove_file(&aside);
+            Error::io("write", &path)(e)
+        })
     }
 }
 
@@ -253,11 +213,7 @@ fn longest_first(n_first: usize, n_second: usize, room: usize) -> (usize, usize)
     }
     // The shorter text is kept whole if it takes no more than half; the odd token goes to the longer one.
     let short = n_first.min(n_second).min(room / 2);
-    if n_first > n_second {
-        (room - short, short)
-    } else {
-        (short, room - short)
-    }
+    if n_first > n_second { (room - short, short) } else { (short, room - short) }
 }
 
 /// What tokenizer_config.json says; `None` where it says nothing.
@@ -295,30 +251,22 @@ impl Settings {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Settings::default()),
             Err(e) => return Err(Error::io("read", path)(e)),
         };
-        let file: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::line(path, e.line() as u64, format!("not JSON: {e}")))?;
+        let file: Value =
+            serde_json::from_str(&text).map_err(|e| Error::line(path, e.line() as u64, format!("not JSON: {e}")))?;
         let flag = |key: &str| match file.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(*value)),
-            Some(other) => Err(Error::content(
-                path,
-                format!("`{key}`: expected true or false, found {other}"),
-            )),
+            Some(other) => Err(Error::content(path, format!("`{key}`: expected true or false, found {other}"))),
         };
         let token = |key: &str, default: String| {
-            let value = file
-                .get(key)
-                .map(|value| value.get("content").unwrap_or(value));
-            value
-                .and_then(Value::as_str)
-                .map_or(default, str::to_string)
+            let value = file.get(key).map(|value| value.get("content").unwrap_or(value));
+            value.and_then(Value::as_str).map_or(default, str::to_string)
         };
         let default = Settings::default();
         Ok(Settings {
             do_lower_case: flag("do_lower_case")?,
             // Null has a meaning of its own: accents are stripped where letters are lowered.
-            strip_accents: flag("strip_accents")
-                .map(|value| file.get("strip_accents").map(|_| value))?,
+            strip_accents: flag("strip_accents").map(|value| file.get("strip_accents").map(|_| value))?,
             tokenize_chinese_chars: flag("tokenize_chinese_chars")?,
             unk: token("unk_token", default.unk),
             sep: token("sep_token", default.sep),
@@ -331,8 +279,7 @@ impl Settings {
     fn normalizer(&self, file: BertNormalizer) -> BertNormalizer {
         BertNormalizer::new(
             file.clean_text,
-            self.tokenize_chinese_chars
-                .unwrap_or(file.handle_chinese_chars),
+            self.tokenize_chinese_chars.unwrap_or(file.handle_chinese_chars),
             self.strip_accents.unwrap_or(file.strip_accents),
             self.do_lower_case.unwrap_or(file.lowercase),
         )
@@ -349,23 +296,14 @@ impl Settings {
 
 /// BERT's own tokenizer from the lines of a vocab.txt.
 fn word_piece(lines: Vec<String>, settings: &Settings) -> Result<tokenizers::Tokenizer, String> {
-    let vocabulary: serde_json::Map<String, Value> = lines
-        .into_iter()
-        .enumerate()
-        .map(|(id, token)| (token, Value::from(id)))
-        .collect();
+    let vocabulary: serde_json::Map<String, Value> =
+        lines.into_iter().enumerate().map(|(id, token)| (token, Value::from(id))).collect();
     for token in [&settings.unk, &settings.cls, &settings.sep] {
         if !vocabulary.contains_key(token) {
             return Err(format!("the vocabulary has no {token}"));
         }
     }
-    let specials = [
-        &settings.pad,
-        &settings.unk,
-        &settings.cls,
-        &settings.sep,
-        &settings.mask,
-    ];
+    let specials = [&settings.pad, &settings.unk, &settings.cls, &settings.sep, &settings.mask];
     let specials: Vec<AddedToken> = specials
         .into_iter()
         .filter(|&token| vocabulary.contains_key(token))
@@ -381,25 +319,16 @@ fn word_piece(lines: Vec<String>, settings: &Settings) -> Result<tokenizers::Tok
     });
     let model: WordPiece = serde_json::from_str(&model.to_string()).map_err(|e| e.to_string())?;
     let mut inner = tokenizers::Tokenizer::new(model);
-    inner
-        .with_normalizer(Some(settings.normalizer(BertNormalizer::default())))
-        .map_err(|e| e.to_string())?;
+    inner.with_normalizer(Some(settings.normalizer(BertNormalizer::default()))).map_err(|e| e.to_string())?;
     inner.with_pre_tokenizer(Some(BertPreTokenizer));
     inner.with_decoder(Some(decoders::wordpiece::WordPiece::default()));
-    inner
-        .add_special_tokens(specials)
-        .map_err(|e| e.to_string())?;
+    inner.add_special_tokens(specials).map_err(|e| e.to_string())?;
     Ok(inner)
 }
 
 /// The parts that BERT has are described by their settings, so that the fingerprint outlives the crate's way of writing
 /// them; any other part by its JSON.
-fn fingerprint(
-    inner: &tokenizers::Tokenizer,
-    cls: u32,
-    sep: u32,
-    vocabulary: &BTreeMap<u32, String>,
-) -> String {
+fn fingerprint(inner: &tokenizers::Tokenizer, cls: u32, sep: u32, vocabulary: &BTreeMap<u32, String>) -> String {
     let mut hash = Fingerprint::new("bitfit tokenizer 1");
     hash.number(vocabulary.len() as u64);
     for (&id, token) in vocabulary {
@@ -410,12 +339,7 @@ fn fingerprint(
         Some(NormalizerWrapper::BertNormalizer(bert)) => {
             hash.text("BertNormalizer");
             let strip_accents = bert.strip_accents.unwrap_or(bert.lowercase);
-            for flag in [
-                bert.clean_text,
-                bert.handle_chinese_chars,
-                strip_accents,
-                bert.lowercase,
-            ] {
+            for flag in [bert.clean_text, bert.handle_chinese_chars, strip_accents, bert.lowercase] {
                 hash.number(flag.into());
             }
         }
@@ -440,13 +364,7 @@ fn fingerprint(
     hash.number(added.len() as u64);
     for (id, token) in added {
         hash.number(id.into());
-        for flag in [
-            token.special,
-            token.single_word,
-            token.lstrip,
-            token.rstrip,
-            token.normalized,
-        ] {
+        for flag in [token.special, token.single_word, token.lstrip, token.rstrip, token.normalized] {
             hash.number(flag.into());
         }
     }
@@ -458,19 +376,10 @@ fn canonical_json(value: &Value) -> String {
     match value {
         Value::Object(object) => {
             let sorted: BTreeMap<&String, &Value> = object.iter().collect();
-            let fields = sorted
-                .iter()
-                .map(|(key, value)| format!("{}:{}", json!(key), canonical_json(value)));
+            let fields = sorted.iter().map(|(key, value)| format!("{}:{}", json!(key), canonical_json(value)));
             format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
         }
-        Value::Array(items) => format!(
-            "[{}]",
-            items
-                .iter()
-                .map(canonical_json)
-                .collect::<Vec<_>>()
-                .join(",")
-        ),
+        Value::Array(items) => format!("[{}]", items.iter().map(canonical_json).collect::<Vec<_>>().join(",")),
         other => other.to_string(),
     }
 }
@@ -481,56 +390,29 @@ mod tests {
 
     fn small(do_lower_case: bool) -> Tokenizer {
         let words = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat sat ##s The é e a b c d f g";
-        Tokenizer::from_vocab(
-            words.split(' ').map(str::to_string).collect(),
-            do_lower_case,
-        )
-        .unwrap()
+        Tokenizer::from_vocab(words.split(' ').map(str::to_string).collect(), do_lower_case).unwrap()
     }
 
     #[test]
     fn texts_stand_in_berts_template() {
         let tokenizer = small(true);
         let one = tokenizer.encode("The cats sat", None, 16).unwrap();
-        assert_eq!(
-            one,
-            Encoding {
-                ids: vec![2, 5, 6, 8, 7, 3],
-                type_ids: vec![0; 6],
-                truncated: false
-            }
-        );
+        assert_eq!(one, Encoding { ids: vec![2, 5, 6, 8, 7, 3], type_ids: vec![0; 6], truncated: false });
         let two = tokenizer.encode("the", Some("cat sat"), 16).unwrap();
         let type_ids = vec![0, 0, 0, 1, 1, 1];
-        assert_eq!(
-            two,
-            Encoding {
-                ids: vec![2, 5, 3, 6, 7, 3],
-                type_ids,
-                truncated: false
-            }
-        );
+        assert_eq!(two, Encoding { ids: vec![2, 5, 3, 6, 7, 3], type_ids, truncated: false });
     }
 
     #[test]
     fn letters_are_lowered_only_where_asked() {
-        assert_eq!(
-            small(true).encode("The É", None, 16).unwrap().ids,
-            [2, 5, 11, 3]
-        );
-        assert_eq!(
-            small(false).encode("The é", None, 16).unwrap().ids,
-            [2, 9, 10, 3]
-        );
+        assert_eq!(small(true).encode("The É", None, 16).unwrap().ids, [2, 5, 11, 3]);
+        assert_eq!(small(false).encode("The é", None, 16).unwrap().ids, [2, 9, 10, 3]);
         assert_ne!(small(true).fingerprint(), small(false).fingerprint());
     }
 
     #[test]
     fn special_tokens_in_a_text_are_themselves() {
-        assert_eq!(
-            small(true).encode("the [MASK] cat", None, 16).unwrap().ids,
-            [2, 5, 4, 6, 3]
-        );
+        assert_eq!(small(true).encode("the [MASK] cat", None, 16).unwrap().ids, [2, 5, 4, 6, 3]);
     }
 
     #[test]
@@ -558,11 +440,7 @@ mod tests {
             ((9, 9), 1, (0, 1)),
             ((9, 9), 0, (0, 0)),
         ] {
-            assert_eq!(
-                longest_first(lengths.0, lengths.1, room),
-                kept,
-                "{lengths:?} in {room}"
-            );
+            assert_eq!(longest_first(lengths.0, lengths.1, room), kept, "{lengths:?} in {room}");
         }
     }
 
@@ -578,10 +456,7 @@ mod tests {
     #[test]
     fn a_vocabulary_without_its_special_tokens_is_refused() {
         for missing in ["[UNK]", "[CLS]", "[SEP]"] {
-            let lines = ["[UNK]", "[CLS]", "[SEP]", "a"]
-                .into_iter()
-                .filter(|&t| t != missing)
-                .map(str::to_string);
+            let lines = ["[UNK]", "[CLS]", "[SEP]", "a"].into_iter().filter(|&t| t != missing).map(str::to_string);
             let error = Tokenizer::from_vocab(lines.collect(), true).err().unwrap();
             assert!(error.to_string().contains(missing), "{error}");
         }

@@ -28,12 +28,7 @@ pub struct Answer {
 
 impl Answer {
     pub fn status(status: u16) -> Answer {
-        Answer {
-            status,
-            headers: Vec::new(),
-            body: b"an error page".to_vec(),
-            cut: None,
-        }
+        Answer { status, headers: Vec::new(), body: b"an error page".to_vec(), cut: None }
     }
 }
 
@@ -48,10 +43,7 @@ impl Server {
     pub fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = Server {
-            url,
-            log: Arc::default(),
-        };
+        let server = Server { url, log: Arc::default() };
         let (log, answer) = (server.log.clone(), Arc::new(answer));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -69,21 +61,12 @@ impl Server {
 }
 
 /// One request a connection. A client that hangs up is no matter here.
-fn serve(
-    stream: TcpStream,
-    log: &Mutex<Vec<Request>>,
-    answer: &dyn Fn(&Request) -> Answer,
-) -> Option<()> {
+fn serve(stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Answer) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace().map(str::to_string);
-    let mut request = Request {
-        method: words.next()?,
-        path: words.next()?,
-        token: None,
-        if_none_match: None,
-    };
+    let mut request = Request { method: words.next()?, path: words.next()?, token: None, if_none_match: None };
     loop {
         let mut header = String::new();
         reader.read_line(&mut header).ok()?;
@@ -92,28 +75,21 @@ fn serve(
         };
         match name.to_ascii_lowercase().as_str() {
             "authorization" => request.token = Some(value.trim().to_string()),
-            "if-none-match" => {
-                request.if_none_match = Some(value.trim().trim_matches('"').to_string())
-            }
+            "if-none-match" => request.if_none_match = Some(value.trim().trim_matches('"').to_string()),
             _ => {}
         }
     }
     log.lock().unwrap().push(request.clone());
     let answer = answer(&request);
     let mut stream = stream;
-    let mut head = format!(
-        "HTTP/1.1 {} imitation\r\nConnection: close\r\n",
-        answer.status
-    );
+    let mut head = format!("HTTP/1.1 {} imitation\r\nConnection: close\r\n", answer.status);
     head += &format!("Content-Length: {}\r\n", answer.body.len());
     for (name, value) in &answer.headers {
         head += &format!("{name}: {value}\r\n");
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
     if request.method == "GET" {
-        stream
-            .write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len())])
-            .ok()?;
+        stream.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len())]).ok()?;
     }
     Some(())
 }
@@ -137,47 +113,24 @@ impl Repository {
         }
         let commit = ("X-Repo-Commit", self.commit.to_string());
         let Some(body) = self.files.get(name) else {
-            return Answer {
-                headers: vec![commit],
-                ..Answer::status(404)
-            };
+            return Answer { headers: vec![commit], ..Answer::status(404) };
         };
         let etag = etag(name, body);
         let headers = vec![commit, ("ETag", format!("\"{etag}\""))];
         if request.if_none_match.as_deref() == Some(&etag) {
-            return Answer {
-                status: 304,
-                headers,
-                body: Vec::new(),
-                cut: None,
-            };
+            return Answer { status: 304, headers, body: Vec::new(), cut: None };
         }
-        Answer {
-            status: 200,
-            headers,
-            body: body.clone(),
-            cut: None,
-        }
+        Answer { status: 200, headers, body: body.clone(), cut: None }
     }
 
     /// Revision and file of a request to this repository.
     pub fn asked<'a>(&self, request: &'a Request) -> Option<(&'a str, &'a str)> {
-        request
-            .path
-            .strip_prefix(&format!("/{}/resolve/", self.id))?
-            .split_once('/')
+        request.path.strip_prefix(&format!("/{}/resolve/", self.id))?.split_once('/')
     }
 }
 
 /// The hub names large files by their SHA-256 and others by a hash of 40 digits.
 pub fn etag(name: &str, body: &[u8]) -> String {
-    let hash: String = Sha256::digest(body)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    if name.ends_with(".safetensors") || name.ends_with(".bin") {
-        hash
-    } else {
-        hash[..40].to_string()
-    }
+    let hash: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
+    if name.ends_with(".safetensors") || name.ends_with(".bin") { hash } else { hash[..40].to_string() }
 }
