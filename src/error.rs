@@ -82,7 +82,9 @@ pub enum Error {
         found: String,
     },
     /// A patch for a base other than the one at hand.
-    #[error("patch {patch} was made for base {expected}, not for {found}; load that base or train the task on this one")]
+    #[error(
+        "patch {patch} was made for base {expected}, not for {found}; load that base or train the task on this one"
+    )]
     WrongBase {
         /// The patch: file or task name.
         patch: String,

@@ -176,7 +176,8 @@ pub fn parameters(config: &Config, pooler: bool) -> Vec<Parameter> {
                 Term::Output => (h, i),
                 _ => (h, h),
             };
-            let (shape, role) = if norm { (vec![h], Role::NormWeight(term)) } else { (vec![n_out, n_in], Role::Matrix(term)) };
+            let (shape, role) =
+                if norm { (vec![h], Role::NormWeight(term)) } else { (vec![n_out, n_in], Role::Matrix(term)) };
             add(layer_tensor(layer, &format!("{name}.weight")), &shape, Some(layer), role);
             add(layer_tensor(layer, &format!("{name}.bias")), &[n_out], Some(layer), Role::Bias(term));
         }

@@ -183,12 +183,7 @@ impl<D: Device> AllBiases<D> {
     }
 
     /// Lays out the biases of `groups`: `value(term, layer)` gives the values of all of them, group after group.
-    pub fn new(
-        d: &D,
-        config: &Config,
-        groups: usize,
-        mut value: impl FnMut(Term, Option<usize>) -> Vec<f32>,
-    ) -> Self {
+    pub fn new(d: &D, config: &Config, groups: usize, mut value: impl FnMut(Term, Option<usize>) -> Vec<f32>) -> Self {
         let mut of = |term, layer| d.params(groups, &value(term, layer));
         AllBiases {
             embeddings_layernorm: of(Term::EmbeddingsLayernorm, None),

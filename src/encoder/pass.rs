@@ -276,25 +276,13 @@ impl<D: Ops> Pass<'_, D> {
     }
 
     /// Forward, loss and backward of one (micro-)batch; gradients are added to `grads`. Gives each group's loss.
-    pub fn train(
-        &self,
-        d: &mut D,
-        heads: &Heads<D>,
-        loss: &[Loss],
-        plan: Plan,
-        grads: &mut Gradients<D>,
-    ) -> D::Rows {
+    pub fn train(&self, d: &mut D, heads: &Heads<D>, loss: &[Loss], plan: Plan, grads: &mut Gradients<D>) -> D::Rows {
         let (first, saved) = self.hidden(d, plan, true, |_, _| ());
         let pooled = self.pooled(d, &first, Some(heads));
         let logits = d.classify(&pooled, &heads.classifier);
         let (losses, dlogits) = d.loss(logits, &heads.classifier.n_outputs, loss);
-        let dp = d.classify_back(
-            dlogits,
-            &pooled,
-            &heads.classifier,
-            &mut grads.classifier,
-            &mut grads.classifier_bias,
-        );
+        let dp =
+            d.classify_back(dlogits, &pooled, &heads.classifier, &mut grads.classifier, &mut grads.classifier_bias);
         let wants_pooler = grads.pooler.is_some() || !matches!(grads.pooler_weight, Want::Nothing);
         if plan.depth == Depth::Head && !wants_pooler {
             return losses;

@@ -27,7 +27,13 @@ impl<R: Real> Cpu<R> {
         }
     }
 
-    pub(super) fn adamw_step(&self, p: &mut Trained<Self>, grad: &Vectors<R>, squares: &Vectors<R>, rules: &[Option<AdamW>]) {
+    pub(super) fn adamw_step(
+        &self,
+        p: &mut Trained<Self>,
+        grad: &Vectors<R>,
+        squares: &Vectors<R>,
+        rules: &[Option<AdamW>],
+    ) {
         for (g, rule) in rules.iter().enumerate() {
             let Some(rule) = rule else { continue };
             let norm = squares.data[g].to_f64().sqrt();

@@ -37,8 +37,7 @@ impl<R: Real> Cpu<R> {
     ) {
         let dz = self.norm_embeddings_back(dx, n, gamma, EMBEDDINGS, dgamma, dbeta);
         let Some(tables) = tables else { return };
-        let positions: Vec<u32> =
-            (0..dz.rows).map(|i| self.place(Space::Tokens, i).position as u32).collect();
+        let positions: Vec<u32> = (0..dz.rows).map(|i| self.place(Space::Tokens, i).position as u32).collect();
         scatter_rows(&dz, self.batch.ids(), &mut tables.word);
         scatter_rows(&dz, &positions, &mut tables.position);
         scatter_rows(&dz, self.batch.type_ids(), &mut tables.token_type);
@@ -121,8 +120,7 @@ impl<R: Real> Cpu<R> {
     /// Cross entropy or squared error; the gradient of the logits over the logits.
     pub(super) fn loss_of(&self, mut logits: Mat<R>, n_outputs: &[usize], loss: &[Loss]) -> (Mat<R>, Mat<R>) {
         let groups = self.batch.n_groups();
-        let mut losses =
-            Mat { rows: groups, cols: 1, space: Space::Firsts, data: self.pool.take(groups, groups) };
+        let mut losses = Mat { rows: groups, cols: 1, space: Space::Firsts, data: self.pool.take(groups, groups) };
         losses.data.fill(R::ZERO);
         for i in 0..logits.rows {
             let g = self.place(Space::Firsts, i).group;

@@ -63,11 +63,10 @@ impl<R: Real> Cpu<R> {
     ///
     /// Where the system refuses to start the threads.
     pub fn new(arithmetic: Arithmetic, n_threads: usize) -> Result<Self> {
-        let threads = ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .thread_name(|i| format!("bitfit-{i}"))
-            .build()
-            .map_err(|e| Error::Device(format!("cannot start {n_threads} threads: {e}; ask for fewer with --threads")))?;
+        let threads =
+            ThreadPoolBuilder::new().num_threads(n_threads).thread_name(|i| format!("bitfit-{i}")).build().map_err(
+                |e| Error::Device(format!("cannot start {n_threads} threads: {e}; ask for fewer with --threads")),
+            )?;
         Ok(Self::with(arithmetic, Arc::new(threads)))
     }
 

@@ -32,13 +32,7 @@ impl<'a, R: Real> View<'a, R> {
 
     /// The transposed matrix, where it lies.
     pub fn t(self) -> Self {
-        View {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        View { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     fn last(&self) -> usize {
@@ -148,7 +142,9 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_whatever_the_other_rows_and_the_threads() {
-        for (k, n) in [(16, 16), (16, 24), (24, 16), (32, 64), (384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768)] {
+        for (k, n) in
+            [(16, 16), (16, 24), (24, 16), (32, 64), (384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768)]
+        {
             let (a, w) = (values(300 * k, 1), values(n * k, 2));
             let run = |first: usize, m: usize, back: bool, threads: usize| {
                 let mut y = vec![0f32; m * n];

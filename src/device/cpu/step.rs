@@ -8,9 +8,7 @@ use super::buffer::{Mat, Matrix, Space, Vectors};
 use super::product::{Into, View, product, product_alone};
 use super::real::{Real, dot};
 use super::{CHUNK, Cpu};
-use crate::device::ops::{
-    Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want,
-};
+use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
 
 /// Rows of GELU(u) that exist at a time.
 const PANEL: usize = 256;
@@ -178,13 +176,7 @@ impl<R: Real> Ops for Cpu<R> {
         self.times(&dy, View::new(&w.data, w.rows, w.cols), w.cols)
     }
 
-    fn feed_forward(
-        &mut self,
-        x: &Mat<R>,
-        wi: &Matrix<R>,
-        bi: &Vectors<R>,
-        wo: &Matrix<R>,
-    ) -> (Mat<R>, Mat<R>) {
+    fn feed_forward(&mut self, x: &Mat<R>, wi: &Matrix<R>, bi: &Vectors<R>, wo: &Matrix<R>) -> (Mat<R>, Mat<R>) {
         let u = self.linear(x, wi, bi);
         let (n, h, f) = (u.cols, wo.rows, self.arithmetic.activation);
         let mut y = self.mat(x.space, h);
@@ -230,14 +222,7 @@ impl<R: Real> Ops for Cpu<R> {
         (dq, dk, dv)
     }
 
-    fn add_norm(
-        &mut self,
-        x: Mat<R>,
-        a: Mat<R>,
-        b: &Vectors<R>,
-        ln: Affine<Self>,
-        site: Site,
-    ) -> (Mat<R>, Norm<Self>) {
+    fn add_norm(&mut self, x: Mat<R>, a: Mat<R>, b: &Vectors<R>, ln: Affine<Self>, site: Site) -> (Mat<R>, Norm<Self>) {
         self.norm_forward(x, a, b, ln, site)
     }
 

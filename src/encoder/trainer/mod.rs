@@ -184,8 +184,7 @@ impl<D: Ops> Trainer<D> {
         };
         let squares = d.zeros(groups, 1);
         let heads = Heads { classifier, poolers };
-        let mut trainer =
-            Trainer { d, network, biases, heads, tensors, grads, squares, plan, steps: vec![0; groups] };
+        let mut trainer = Trainer { d, network, biases, heads, tensors, grads, squares, plan, steps: vec![0; groups] };
         trainer.put_in_use()?;
         Ok(trainer)
     }
@@ -376,7 +375,11 @@ fn check_names(base: &Base, runs: &[Run]) -> Result<()> {
             }
         }
         if let Some(name) = run.start.changes.keys().find(|name| !run.requests.contains_key(*name)) {
-            return Err(Error::setting("values to start from", "those of tensors that train", format_args!("`{name}`")));
+            return Err(Error::setting(
+                "values to start from",
+                "those of tensors that train",
+                format_args!("`{name}`"),
+            ));
         }
     }
     Ok(())
