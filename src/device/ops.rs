@@ -214,6 +214,8 @@ pub trait Device: Sized + Send + 'static {
 
     /// Lays out a weight of `n_out` rows and `n_in` columns, row-major.
     fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Self::Weight;
+    /// Lays a weight out for the backward too, where it is not yet; without this the first backward does.
+    fn prepare_backward(&self, w: &Self::Weight);
     /// A table of `width` columns, row-major.
     fn table(&self, width: usize, values: Vec<f32>) -> Self::Table;
     /// Vectors, (rows, values.len() / rows).
@@ -250,7 +252,7 @@ pub trait Ops: Device {
 
     // Products. `linear` goes stream -> act and adds its bias; `product` goes act -> stream, its bias is `add_norm`'s.
 
-    /// x W' + b[g].
+    /// `x W' + b[g]`.
     fn linear(&mut self, x: &Self::Stream, w: &Self::Weight, b: &Self::Params) -> Self::Act;
     /// dx + dy W.
     fn linear_back(&mut self, dy: Self::Act, w: &Self::Weight, dx: Self::Stream) -> Self::Stream;
@@ -259,7 +261,7 @@ pub trait Ops: Device {
     /// dy W.
     fn product_back(&mut self, dy: Self::Act, w: &Self::Weight) -> Self::Act;
 
-    /// u = x Wi' + bi[g] and y = f(u) Wo'. One op, so that a device may apply f while it packs the second product's
+    /// `u = x Wi' + bi[g]` and `y = f(u) Wo'`. One op, so that a device may apply f while it packs the second product's
     /// rows and never store it.
     fn feed_forward(
         &mut self,
@@ -293,7 +295,7 @@ pub trait Ops: Device {
         dbv: Sum<Self::Params>,
     ) -> (Self::Act, Self::Act, Self::Act);
 
-    /// h = gamma x^ + beta with x^ = norm(x + M * (a + b[g])).
+    /// h = gamma x^ + beta with `x^ = norm(x + M * (a + b[g]))`.
     fn add_norm(
         &mut self,
         x: Self::Stream,
@@ -340,7 +342,7 @@ pub trait Ops: Device {
         dgamma: Sum<Self::Params>,
         dbeta: Sum<Self::Params>,
     );
-    /// tanh(x W' + b[g]) of the first rows (S, H); one weight for all groups, or one a group.
+    /// `tanh(x W' + b[g])` of the first rows (S, H); one weight for all groups, or one a group.
     fn pool(&mut self, x: &Self::Stream, w: &[&Self::Weight], b: &Self::Params) -> Self::Act;
     /// From the gradient of the pooled output: that of the pooler's input (S, H), column sums to `db`, and the weight's
     /// gradient; `x` is the pooler's input, needed where a weight wants one.
@@ -374,7 +376,7 @@ pub trait Ops: Device {
     fn add_squares(&mut self, grad: &Self::Params, rules: &[Option<AdamW>], sums: &mut Self::Params);
     /// One step of AdamW for the groups with a rule; `squares` are the sums of [`Ops::add_squares`] over all tensors.
     fn adamw(&mut self, p: &mut Trained<Self>, grad: &Self::Params, squares: &Self::Params, rules: &[Option<AdamW>]);
-    /// into = base + delta, or into[at[i]] = base[i] + delta[i]; `base` may have one row for all groups.
+    /// `into = base + delta`, or `into[at[i]] = base[i] + delta[i]`; `base` may have one row for all groups.
     fn sum(&mut self, base: &Self::Params, delta: &Self::Params, at: Option<&Self::Index>, into: &mut Self::Params);
     /// As [`Ops::sum`], laying the weight of group `g` out anew.
     fn write_weight(
@@ -393,6 +395,6 @@ pub trait Ops: Device {
         at: Option<&Self::Index>,
         into: &mut Self::Table,
     );
-    /// into[i] = from[at[i]], one row.
+    /// `into[i] = from[at[i]]`, one row.
     fn gather(&mut self, from: &Self::Params, at: &Self::Index, into: &mut Self::Params);
 }

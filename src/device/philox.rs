@@ -59,19 +59,13 @@ impl MaskRow {
         65536.0 / f64::from(65536 - self.cut)
     }
 
-    /// Calls `put(element, kept)` for elements 0.. of the row, a whole number of blocks of 128, at least `n`.
+    /// Calls `put(first, draws)` for blocks of 128 elements of the row, until at least `n` have been drawn.
     #[inline(always)]
     pub fn blocks(&self, n: usize, mut put: impl FnMut(usize, &[u16; 128])) {
         const L: usize = 16;
         for first in (0..n.div_ceil(8)).step_by(L) {
-            let mut c = [[0; L]; 4];
-            for i in 0..L {
-                c[0][i] = (first + i) as u32;
-                c[1][i] = self.counter[0];
-                c[2][i] = self.counter[1];
-                c[3][i] = self.counter[2];
-            }
-            let words = philox(c, self.key);
+            let [row, place, step] = self.counter.map(|word| [word; L]);
+            let words = philox([std::array::from_fn(|i| (first + i) as u32), row, place, step], self.key);
             let mut draws = [0u16; 8 * L];
             for i in 0..L {
                 for (w, word) in words.iter().enumerate() {

@@ -3,7 +3,7 @@
 //! Start reading at [`layer`], an encoder layer's forward above its backward; [`pass`] is a whole pass, [`trainer`]
 //! what trains, and [`Encoder`] what the layers above hold: it hides which device is underneath.
 
-mod encoder;
+mod engine;
 pub mod layer;
 pub mod network;
 pub mod pass;
@@ -12,7 +12,7 @@ pub mod trainer;
 #[cfg(test)]
 mod tests;
 
-pub use encoder::{Encoder, Task};
+pub use engine::{Encoder, Task};
 pub use trainer::{Moments, Report, Rule, Run, Training};
 
 use crate::device::batch::Batch;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::encoder::{Runtime, arithmetic};
+use super::engine::{Runtime, arithmetic};
 use super::trainer::{Run, Trainer, Training};
 use crate::base::base::Base;
 use crate::base::config::Config;
@@ -107,9 +107,9 @@ fn trainer<R: Real>(base: &Base, runs: &[Run], threads: usize) -> Trainer<Cpu<R>
 fn differences_agree(base: &Base, runs: &[Run], groups: &[usize], entries_per_tensor: usize) {
     let n_outputs: Vec<_> = runs.iter().map(|r| r.start.head.n_outputs).collect();
     let batch = Arc::new(batch(groups, &n_outputs));
-    let loss = |runs: &[Run]| trainer::<f64>(base, runs, 1).accumulate(&[batch.clone()], DROPOUT).unwrap();
+    let loss = |runs: &[Run]| trainer::<f64>(base, runs, 1).accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
     let mut exact = trainer::<f64>(base, runs, 2);
-    exact.accumulate(&[batch.clone()], DROPOUT).unwrap();
+    exact.accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
     let (mut checked, mut worst) = (0, (0.0, String::new()));
     for g in 0..runs.len() {
         for (name, gradient) in exact.gradients(g) {
@@ -285,9 +285,9 @@ fn a_run_goes_on_from_its_values_and_moments_to_the_same_bits() {
         let start = run(&base, requests, 80, 2);
         let batches = [Arc::new(batch(&[0; 6], &[2]))];
         let step = |t: &mut Trainer<Cpu<f32>>| t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
-        let mut through = trainer::<f32>(&base, &[start.clone()], 1);
+        let mut through = trainer::<f32>(&base, std::slice::from_ref(&start), 1);
         (0..4).for_each(|_| drop(step(&mut through)));
-        let mut first = trainer::<f32>(&base, &[start.clone()], 1);
+        let mut first = trainer::<f32>(&base, std::slice::from_ref(&start), 1);
         (0..2).for_each(|_| drop(step(&mut first)));
         let (values, moments) = (first.delta(0), first.moments(0));
         let mut second = trainer::<f32>(&base, &[Run { start: values, ..start }], 2);

@@ -172,7 +172,7 @@ mod tests {
     fn table() -> Vec<Parameter> {
         [
             ("embeddings.LayerNorm.bias", vec![2], Role::Bias(Term::EmbeddingsLayernorm)),
-            ("encoder.layer.0.output.dense.weight", vec![2, 4], Role::Matrix),
+            ("encoder.layer.0.output.dense.weight", vec![2, 4], Role::Matrix(Term::Output)),
             ("encoder.layer.0.output.dense.bias", vec![2], Role::Bias(Term::Output)),
             ("pooler.dense.bias", vec![2], Role::Bias(Term::Pooler)),
         ]

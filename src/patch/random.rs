@@ -58,7 +58,12 @@ mod tests {
 
     fn pool() -> Vec<Parameter> {
         [("a", 1000), ("b", 10), ("c", 1), ("d", 333)]
-            .map(|(name, n)| Parameter { name: name.into(), shape: vec![n], layer: None, role: Role::Matrix })
+            .map(|(name, n)| Parameter {
+                name: name.into(),
+                shape: vec![n],
+                layer: None,
+                role: Role::Matrix(crate::base::parameters::Term::Output),
+            })
             .into()
     }
 

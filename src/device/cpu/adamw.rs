@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::buffer::Vectors;
-use super::real::{Real, lane_sum};
+use super::real::{Real, dot};
 use crate::device::ops::{AdamW, Trained};
 
 /// Entries that one task takes; sums over an entry's block have one order whatever the threads.
@@ -20,7 +20,13 @@ impl<R: Real> Cpu<R> {
             let blocks: Vec<R> = grad
                 .of(g)
                 .par_chunks(BLOCK)
-                .map(|x| self.arch.dispatch(|| lane_sum(x.len(), |j, s| x[j].mul_add(x[j], s))))
+                .map(|x| {
+                    self.arch.run(
+                        (),
+                        #[inline(always)]
+                        |()| dot(x, x),
+                    )
+                })
                 .collect();
             let total: f64 = blocks.iter().map(|b| b.to_f64()).sum();
             sums.data[g] += R::of(total);
@@ -53,17 +59,21 @@ impl<R: Real> Cpu<R> {
                 .zip(m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)))
                 .zip(grad.par_chunks(BLOCK).zip(base.par_chunks(BLOCK)))
                 .for_each(|((delta, (m, v)), (grad, base))| {
-                    self.arch.dispatch(|| {
-                        for (((d, b), g), (m, v)) in
-                            delta.iter_mut().zip(base).zip(grad).zip(m.iter_mut().zip(v.iter_mut()))
-                        {
-                            let g = *g * clip;
-                            *m = b1.mul_add(*m, (R::ONE - b1) * g);
-                            *v = b2.mul_add(*v, (R::ONE - b2) * g * g);
-                            let step = rate * *m / (v.sqrt() / root + epsilon);
-                            *d = *d - decay * (*b + *d) - step;
-                        }
-                    });
+                    self.arch.run(
+                        (delta, m, v),
+                        #[inline(always)]
+                        |(delta, m, v): (&mut [R], &mut [R], &mut [R])| {
+                            for (((d, b), g), (m, v)) in
+                                delta.iter_mut().zip(base).zip(grad).zip(m.iter_mut().zip(v.iter_mut()))
+                            {
+                                let g = *g * clip;
+                                *m = b1.mul_add(*m, (R::ONE - b1) * g);
+                                *v = b2.mul_add(*v, (R::ONE - b2) * g * g);
+                                let step = rate * *m / (v.sqrt() / root + epsilon);
+                                *d = *d - decay * (*b + *d) - step;
+                            }
+                        },
+                    );
                 });
         }
     }

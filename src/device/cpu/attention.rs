@@ -70,12 +70,17 @@ impl<R: Real> Cpu<R> {
                     let k = View::strided(&k.data[keys[s].start * h + head * d..], len, d, h);
                     let v = View::strided(&v.data[keys[s].start * h + head * d..], len, d, h);
                     product_alone(p, len, Into::Store, q, k.t(), 1);
-                    self.arch.dispatch(|| {
-                        for (row, lse) in p.chunks_mut(len).zip(lse.chunks_mut(heads)) {
-                            lse[head] = softmax(row, scale);
-                        }
-                        self.drop_probabilities(s, head, site, p, len, mask);
-                    });
+                    let state = (&mut *p, &mut *lse, &mut *mask);
+                    self.arch.run(
+                        state,
+                        #[inline(always)]
+                        |(p, lse, mask): (&mut [R], &mut [R], &mut [R])| {
+                            for (row, lse) in p.chunks_mut(len).zip(lse.chunks_mut(heads)) {
+                                lse[head] = softmax(row, scale);
+                            }
+                            self.drop_probabilities(s, head, site, p, len, mask);
+                        },
+                    );
                     product_alone(&mut o[head * d..], h, Into::Store, View::new(p, m, len), v, 1);
                 }
             },
@@ -115,22 +120,27 @@ impl<R: Real> Cpu<R> {
                 let ks = View::strided(&k[at..], len, d, h);
                 product_alone(p, len, Into::Store, qs, ks.t(), 1);
                 product_alone(dp, len, Into::Store, d_o, View::strided(&v[at..], len, d, h).t(), 1);
-                self.arch.dispatch(|| {
-                    for (position, (p, dp)) in p.chunks_mut(len).zip(dp.chunks_mut(len)).enumerate() {
-                        let lse = lse.data[(queries[s].start + position) * heads + head];
-                        for p in p.iter_mut() {
-                            *p = p.mul_add(scale, -lse).exp();
-                        }
-                        let row = Row { sequence: s, group: 0, position };
-                        match self.mask(row, head, site) {
-                            Some(m) => {
-                                multipliers(&m, mask);
-                                score_gradient(p, dp, Some(mask), scale);
+                let state = (&mut *p, &mut *dp, &mut *mask);
+                self.arch.run(
+                    state,
+                    #[inline(always)]
+                    |(p, dp, mask): (&mut [R], &mut [R], &mut [R])| {
+                        for (position, (p, dp)) in p.chunks_mut(len).zip(dp.chunks_mut(len)).enumerate() {
+                            let lse = lse.data[(queries[s].start + position) * heads + head];
+                            for p in p.iter_mut() {
+                                *p = p.mul_add(scale, -lse).exp();
                             }
-                            None => score_gradient(p, dp, None, scale),
+                            let row = Row { sequence: s, group: 0, position };
+                            match self.mask(row, head, site) {
+                                Some(m) => {
+                                    multipliers(&m, mask);
+                                    score_gradient(p, dp, Some(mask), scale);
+                                }
+                                None => score_gradient(p, dp, None, scale),
+                            }
                         }
-                    }
-                });
+                    },
+                );
                 // `p` holds dS / sqrt D now, `dp` holds M * P.
                 product_alone(dq, d, Into::Store, View::new(p, m, len), ks, 1);
                 product_alone(dk, d, Into::Store, View::new(p, m, len).t(), qs, 1);
@@ -154,7 +164,11 @@ fn softmax<R: Real>(s: &mut [R], scale: R) -> R {
     for x in s.iter_mut() {
         *x = x.mul_add(scale, -top).exp();
     }
-    let sum = lane_sum(s.len(), |j, sum| sum + s[j]);
+    let sum = lane_sum(
+        s.len(),
+        #[inline(always)]
+        |j, sum| sum + s[j],
+    );
     let inverse = R::ONE / sum;
     for x in s.iter_mut() {
         *x *= inverse;

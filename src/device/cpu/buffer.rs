@@ -32,12 +32,13 @@ impl<R> Clone for Pool<R> {
     }
 }
 
-impl<R: Real> Pool<R> {
-    /// An empty pool.
-    pub fn new() -> Self {
+impl<R> Default for Pool<R> {
+    fn default() -> Self {
         Pool(Arc::new(Mutex::new(State { free: HashMap::new(), live: 0, peak: 0 })))
     }
+}
 
+impl<R: Real> Pool<R> {
     fn state(&self) -> MutexGuard<'_, State<R>> {
         // A panic elsewhere leaves the lists whole: they change in single steps.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

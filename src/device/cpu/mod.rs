@@ -1,7 +1,7 @@
 //! The CPU: every op in plain loops over safe slices, and one product.
 //!
 //! One text for f32, in which it works, and for f64, in which tests hold the same text to finite differences. Loops
-//! over rows are compiled for the widest instruction set of the processor at run time (crate `pulp`); their sums run in
+//! over rows are compiled for the widest instruction set of the processor at run time (`simd`); their sums run in
 //! fixed lanes, so that results do not depend on which one that is. Work is cut by rows, sequences or blocks of 64
 //! rows, never by threads, so results do not depend on their number either.
 //!
@@ -15,13 +15,15 @@ mod ends;
 mod norm;
 mod product;
 mod real;
+mod simd;
 mod step;
 mod sums;
+mod weights;
 
 use std::sync::Arc;
 
-use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use simd::Arch;
 
 use super::batch::Batch;
 use super::ops::{Arithmetic, Device, Dropout, Site};
@@ -30,6 +32,7 @@ use crate::error::{Error, Result};
 
 pub use buffer::{Buffer, Mat, Matrix, Pool, Space, Vectors};
 pub use real::Real;
+pub use weights::Weight;
 
 /// Rows that one task of a row-wise loop takes: enough to outweigh handing it out.
 const CHUNK: usize = 32;
@@ -73,9 +76,9 @@ impl<R: Real> Cpu<R> {
     fn with(arithmetic: Arithmetic, threads: Arc<ThreadPool>) -> Self {
         Cpu {
             threads,
-            arch: Arch::new(),
+            arch: Arch::detect(),
             arithmetic,
-            pool: Pool::new(),
+            pool: Pool::default(),
             room: 0,
             batch: Arc::new(Batch::new()),
             dropout: Dropout::NONE,
@@ -133,19 +136,23 @@ impl<R: Real> Cpu<R> {
 #[inline(always)]
 fn multipliers<R: Real>(mask: &MaskRow, out: &mut [R]) {
     let (cut, scale, n) = (mask.cut(), R::of(mask.scale()), out.len());
-    mask.blocks(n, |at, draws| {
-        let end = n.min(at + draws.len());
-        for (o, d) in out[at..end].iter_mut().zip(draws) {
-            *o = if u32::from(*d) >= cut { scale } else { R::ZERO };
-        }
-    });
+    mask.blocks(
+        n,
+        #[inline(always)]
+        |at, draws| {
+            let end = n.min(at + draws.len());
+            for (o, d) in out[at..end].iter_mut().zip(draws) {
+                *o = if u32::from(*d) >= cut { scale } else { R::ZERO };
+            }
+        },
+    );
 }
 
 impl<R: Real> Device for Cpu<R> {
     type Stream = Mat<R>;
     type Act = Mat<R>;
     type Rows = Mat<R>;
-    type Weight = Matrix<R>;
+    type Weight = Weight<R>;
     type Table = Matrix<R>;
     type Params = Vectors<R>;
     type Index = Vec<u64>;
@@ -180,9 +187,12 @@ impl<R: Real> Device for Cpu<R> {
         self.pool.peak_bytes()
     }
 
-    fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Matrix<R> {
-        assert_eq!(values.len(), n_out * n_in, "a weight has out * in values");
-        Matrix { rows: n_out, cols: n_in, data: R::from_f32(values) }
+    fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Weight<R> {
+        Weight::new(n_out, n_in, &R::from_f32(values))
+    }
+
+    fn prepare_backward(&self, w: &Weight<R>) {
+        w.backward();
     }
 
     fn table(&self, width: usize, values: Vec<f32>) -> Matrix<R> {
@@ -208,8 +218,8 @@ impl<R: Real> Device for Cpu<R> {
         p.data.fill(R::ZERO);
     }
 
-    fn visit_weight(&self, w: &Matrix<R>, visit: &mut dyn FnMut(&[u8])) {
-        visit(R::bytes(&w.data));
+    fn visit_weight(&self, w: &Weight<R>, visit: &mut dyn FnMut(&[u8])) {
+        visit(R::bytes(w.as_laid_out()));
     }
 
     fn visit_table(&self, t: &Matrix<R>, visit: &mut dyn FnMut(&[u8])) {

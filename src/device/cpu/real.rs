@@ -113,7 +113,7 @@ const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
 /// 40 digits: `scripts/fit_normal_cdf.py`).
 const LOG_TAIL: [f32; 12] = [
     1.728_656_1e-10,
-    -7.604_843_6e-9,
+    -7.604_844e-9,
     1.517_861_6e-7,
     -1.813_186_8e-6,
     1.430_002e-5,
@@ -123,7 +123,7 @@ const LOG_TAIL: [f32; 12] = [
     -4.768_184e-3,
     3.633_159_5e-2,
     3.183_103_6e-1,
-    7.978_845_6e-1,
+    7.978_846e-1,
 ];
 
 impl Real for f32 {
@@ -135,15 +135,18 @@ impl Real for f32 {
 
     #[inline(always)]
     fn exp(self) -> Self {
-        // e^x = 2^n e^r with |r| <= ln 2 / 2, and Taylor's series to the seventh power (next term 5e-9).
+        // e^x = 2^n e^r with |r| <= ln 2 / 2, and Taylor's series to the seventh power (next term 5e-9). Adding SHIFT
+        // rounds to an integer, which then stands in the low bits of the sum.
+        const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
         let x = self.clamp(-87.0, 88.0);
-        let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+        let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
+        let n = shifted - SHIFT;
         let r = n.mul_add(-LN2[1], n.mul_add(-LN2[0], x));
         let mut p: f32 = 1.0 / 5040.0;
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = p.mul_add(r, c);
         }
-        let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+        let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
         if self < -87.0 { 0.0 } else { p * power }
     }
 
@@ -191,7 +194,11 @@ pub fn lane_sum<R: Real>(n: usize, f: impl Fn(usize, R) -> R) -> R {
 #[inline(always)]
 pub fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     let b = &b[..a.len()];
-    lane_sum(a.len(), |j, sum| a[j].mul_add(b[j], sum))
+    lane_sum(
+        a.len(),
+        #[inline(always)]
+        |j, sum| a[j].mul_add(b[j], sum),
+    )
 }
 
 #[cfg(test)]
@@ -220,7 +227,14 @@ mod tests {
     #[test]
     fn a_lane_sum_counts_every_element_once() {
         for n in [0, 1, 15, 16, 17, 100] {
-            assert_eq!(lane_sum::<f64>(n, |j, s| s + j as f64), (n * n.saturating_sub(1) / 2) as f64);
+            assert_eq!(
+                lane_sum::<f64>(
+                    n,
+                    #[inline(always)]
+                    |j, s| s + j as f64
+                ),
+                (n * n.saturating_sub(1) / 2) as f64
+            );
         }
     }
 }

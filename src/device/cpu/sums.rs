@@ -27,11 +27,17 @@ impl<R: Real> Cpu<R> {
 
     /// Adds the column sums of `y` to `into`, where somebody asked for them.
     pub(super) fn column_sums(&self, y: &Mat<R>, into: Option<&mut Vectors<R>>) {
-        self.sum_rows(y.space, y.cols, into, |i, _, sums| {
-            for (sum, y) in sums.iter_mut().zip(y.row(i)) {
-                *sum += *y;
-            }
-        });
+        self.sum_rows(
+            y.space,
+            y.cols,
+            into,
+            #[inline(always)]
+            |i, _, sums| {
+                for (sum, y) in sums.iter_mut().zip(y.row(i)) {
+                    *sum += *y;
+                }
+            },
+        );
     }
 
     /// As [`Cpu::column_sums`], for rows that `add` adds to the sums it is given.
@@ -56,12 +62,16 @@ impl<R: Real> Cpu<R> {
         let room = (self.room.div_ceil(BLOCK) + blocks.len().next_power_of_two()) * cols;
         let mut partial = self.pool.take(n, room.max(n));
         partial.par_chunks_mut(cols).zip(&blocks).for_each(|(sums, (_, rows))| {
-            self.arch.dispatch(|| {
-                sums.fill(R::ZERO);
-                for i in rows.clone() {
-                    add(i, self.place(space, i), sums);
-                }
-            });
+            self.arch.run(
+                sums,
+                #[inline(always)]
+                |sums: &mut [R]| {
+                    sums.fill(R::ZERO);
+                    for i in rows.clone() {
+                        add(i, self.place(space, i), sums);
+                    }
+                },
+            );
         });
         for (sums, (g, _)) in partial.chunks(cols).zip(&blocks) {
             for (into, sum) in into.of_mut(*g).iter_mut().zip(sums) {

@@ -144,10 +144,9 @@ impl<D: Ops> Tensor<D> {
 
     /// Picks a sampled vector's entries from its whole gradient.
     pub fn gather(&mut self, d: &mut D, grads: &mut Gradients<D>) {
-        if let (Some(sums), Some((_, at))) = (self.sums(grads), &self.entries) {
-            if let Some(gathered) = &mut self.gathered {
-                d.gather(sums, at, gathered);
-            }
+        let sums = self.sums(grads);
+        if let (Some(sums), Some((_, at)), Some(gathered)) = (sums, &self.entries, &mut self.gathered) {
+            d.gather(sums, at, gathered);
         }
     }
 
