@@ -218,3 +218,115 @@ fn check_rows(job: &Job) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::base::Base;
+    use crate::base::delta::Delta;
+    use crate::data::{Example, Metric};
+    use crate::device::DeviceName;
+    use crate::device::batch::Batch;
+    use crate::device::ops::Dropout;
+    use crate::encoder::{Moments, Report, Rule};
+    use crate::train::Options;
+
+    /// A trainer that works, but for one tensor whose gradient is cut, or frozen weights that change.
+    struct Broken {
+        inner: Box<dyn Training>,
+        cut: &'static str,
+        changed: bool,
+    }
+
+    impl Training for Broken {
+        fn step(&mut self, batches: &[Arc<Batch>], d: Dropout, rules: &[Option<Rule>]) -> Result<Vec<Report>> {
+            self.inner.step(batches, d, rules)
+        }
+        fn accumulate(&mut self, batches: &[Arc<Batch>], dropout: Dropout) -> Result<Vec<f64>> {
+            self.inner.accumulate(batches, dropout)
+        }
+        fn gradients(&mut self, g: usize) -> BTreeMap<String, Vec<f32>> {
+            let mut all = self.inner.gradients(g);
+            if let Some(gradient) = all.get_mut(self.cut) {
+                gradient.fill(0.0);
+            }
+            all
+        }
+        fn delta(&self, g: usize) -> Delta {
+            self.inner.delta(g)
+        }
+        fn moments(&self, g: usize) -> Moments {
+            self.inner.moments(g)
+        }
+        fn restore(&mut self, g: usize, moments: &Moments) -> Result<()> {
+            self.inner.restore(g, moments)
+        }
+        fn logits(&mut self, batch: &Arc<Batch>) -> Result<Vec<Vec<f32>>> {
+            self.inner.logits(batch)
+        }
+        fn weights_hash(&self) -> String {
+            let hash = self.inner.weights_hash();
+            if self.changed { hash.chars().rev().collect() } else { hash }
+        }
+        fn peak_bytes(&self) -> usize {
+            self.inner.peak_bytes()
+        }
+    }
+
+    fn rows() -> Dataset {
+        let example = |i: u32| Example {
+            text: format!("the {} was good", if i.is_multiple_of(2) { "cat" } else { "plot" }),
+            text_pair: None,
+            target: Some(Target::Class(i % 2)),
+        };
+        Dataset {
+            name: "small".into(),
+            problem: Problem::Classes(vec!["a".into(), "b".into()]),
+            texts: Texts::One,
+            metrics: &[Metric::Accuracy],
+            examples: (0..20).map(example).collect(),
+            skipped: 0,
+        }
+    }
+
+    fn run_broken(cut: &'static str, changed: bool) -> (Result<Outcome>, bool) {
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
+        let encoder = Encoder::new(&Base::from_folder(&tiny).unwrap(), DeviceName::Cpu, 1).unwrap();
+        let config = Options { epochs: 1, ..Options::default() }.check(encoder.base()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        let (train, dev) = (rows(), [("dev".to_string(), rows())]);
+        let job = Job { config: &config, train: &train, dev: &dev, out: &out, existing: Existing::Refuse };
+        let trainer = |run: &Run| -> Result<Box<dyn Training>> {
+            Ok(Box::new(Broken { inner: encoder.trainer(std::slice::from_ref(run))?, cut, changed }))
+        };
+        let outcome = run_with(&encoder, &job, &mut |_| (), &AtomicBool::new(false), &trainer);
+        (outcome, out.join("patch.safetensors").exists())
+    }
+
+    #[test]
+    fn a_whole_run_passes_its_audit() {
+        let (outcome, patch) = run_broken("", false);
+        assert!(outcome.unwrap().record.finished && patch);
+    }
+
+    #[test]
+    fn a_gradient_that_is_cut_ends_the_run_and_is_named() {
+        for cut in ["encoder.layer.0.intermediate.dense.bias", "pooler.dense.bias", "classifier.weight"] {
+            let (outcome, patch) = run_broken(cut, false);
+            let error = outcome.unwrap_err();
+            assert_eq!(error.kind(), crate::Kind::Audit);
+            assert!(error.to_string().contains(&format!("{cut} received no gradient")), "{error}");
+            assert!(!patch);
+        }
+    }
+
+    #[test]
+    fn frozen_weights_that_change_leave_no_patch() {
+        let (outcome, patch) = run_broken("", true);
+        assert!(outcome.unwrap_err().to_string().contains("the frozen weights changed"));
+        assert!(!patch);
+    }
+}
