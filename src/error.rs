@@ -26,6 +26,8 @@ pub enum Kind {
     Hub,
     /// A device that is not there, or failed.
     Device,
+    /// A training run whose loss, gradients or outputs are no longer finite.
+    Diverged,
     /// A check of the program on itself failed: a defect, never the user's fault.
     Audit,
     /// Stopped on request at a safe point: exit code 130.
@@ -99,6 +101,9 @@ pub enum Error {
     /// A device that is not there, or failed.
     #[error("device: {0}")]
     Device(String),
+    /// A training run whose loss, gradients or outputs are no longer finite; the text says where, and what to try.
+    #[error("the training diverged: {0}")]
+    Diverged(String),
     /// A check of the program on itself failed.
     #[error("audit: {0}")]
     Audit(String),
@@ -117,6 +122,7 @@ impl Error {
             Error::WrongBase { .. } => Kind::WrongBase,
             Error::Hub(_) => Kind::Hub,
             Error::Device(_) => Kind::Device,
+            Error::Diverged(_) => Kind::Diverged,
             Error::Audit(_) => Kind::Audit,
             Error::Interrupted(_) => Kind::Interrupted,
         }

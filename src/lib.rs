@@ -8,5 +8,7 @@ pub mod device;
 pub mod encoder;
 mod error;
 pub mod patch;
+pub mod predict;
+pub mod train;
 
 pub use error::{Error, Kind, Result};

@@ -1,4 +1,18 @@
-use candle_core as _;
-use candle_nn as _;
-use candle_transformers as _;
-fn main() {}
+//! The command `bitfit`: arguments, work, and one line where something went wrong.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let command = cli::Cli::parse();
+    match command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bitfit: {error:#}");
+            cli::exit_code(&error)
+        }
+    }
+}

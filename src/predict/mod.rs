@@ -1,1 +1,1 @@
-
+//! Texts in, predictions out.

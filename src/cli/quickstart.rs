@@ -1,0 +1,10 @@
+//! `bitfit quickstart`.
+
+/// Flags of `bitfit quickstart`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+pub fn run(_args: Args) -> anyhow::Result<()> {
+    anyhow::bail!("not built yet")
+}
