@@ -1,1 +1,89 @@
-//! What moves on a terminal while a command runs; quiet where there is no terminal.
+//! What moves on a terminal while a command runs. Where standard error is no terminal: one line an epoch.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+
+use bitfit::train::Event;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Shows a training run's events on standard error.
+pub struct TrainProgress {
+    bar: ProgressBar,
+    is_terminal: bool,
+    steps: u64,
+    /// Of the steps since the last evaluation.
+    losses: (f64, u64),
+    tokens_per_s: f64,
+    best: String,
+}
+
+impl TrainProgress {
+    /// Nothing is shown before the first event.
+    pub fn new() -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        TrainProgress { bar, is_terminal, steps: 0, losses: (0.0, 0), tokens_per_s: 0.0, best: String::new() }
+    }
+
+    /// Shows an event.
+    pub fn show(&mut self, event: Event) {
+        match event {
+            Event::Started { step, steps, parameters, data } => {
+                self.steps = steps;
+                let rows = data.iter().map(|(split, of)| format!("{split} {}", of.examples));
+                let rows: Vec<String> = rows.collect();
+                let from = if step > 0 { format!(", from step {step}") } else { String::new() };
+                eprintln!(
+                    "training {} parameters ({} encoder, {} pooler, {} head) for {steps} steps{from}; rows: {}",
+                    parameters.total(),
+                    parameters.encoder,
+                    parameters.pooler,
+                    parameters.head,
+                    rows.join(", ")
+                );
+                if self.is_terminal {
+                    let style = "{bar:24} {pos}/{len}  {msg}  {eta} left";
+                    let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+                    self.bar.set_style(style);
+                    self.bar.set_length(steps);
+                    self.bar.set_position(step);
+                    self.bar.reset_eta();
+                    self.bar.set_draw_target(ProgressDrawTarget::stderr());
+                }
+            }
+            Event::Step { step, epoch, loss, tokens_per_s, .. } => {
+                self.losses = (self.losses.0 + loss, self.losses.1 + 1);
+                self.tokens_per_s = tokens_per_s;
+                let best = &self.best;
+                self.bar.set_message(format!("epoch {epoch}  loss {loss:.4}{best}  {tokens_per_s:.0} tokens/s"));
+                self.bar.set_position(step);
+            }
+            Event::Evaluated { step, epoch, split, main_metric, metrics, .. } => {
+                if let Some(value) = metrics.get(main_metric) {
+                    self.best = format!("  {split} {main_metric} {value:.4}");
+                }
+                let (sum, n) = std::mem::take(&mut self.losses);
+                let loss = if n > 0 { format!("loss {:.4}  ", sum / n as f64) } else { String::new() };
+                let line = format!(
+                    "epoch {epoch}  step {step}/{}  {loss}{split}: {}  {:.0} tokens/s",
+                    self.steps,
+                    shown(metrics),
+                    self.tokens_per_s
+                );
+                if self.is_terminal { self.bar.println(line) } else { eprintln!("{line}") }
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Metrics for people: `accuracy 0.8456, f1 0.8912`.
+pub fn shown(metrics: &BTreeMap<String, f64>) -> String {
+    let one = |(name, value): (&String, &f64)| format!("{name} {value:.4}");
+    metrics.iter().map(one).collect::<Vec<_>>().join(", ")
+}

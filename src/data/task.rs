@@ -270,6 +270,11 @@ impl GlueTask {
         self.files.iter().map(|file| file.split).filter(is_dev).collect()
     }
 
+    /// The names of the official files, as they lie in the task's folder.
+    pub fn files(&self) -> Vec<&'static str> {
+        self.files.iter().map(|file| file.name).collect()
+    }
+
     /// Reads an official file. `data_dir` is the folder that holds `CoLA/`, `SST-2/` and so on. The files of test
     /// splits have no labels, so their examples have no targets.
     ///
@@ -374,7 +379,7 @@ impl GlueTask {
     }
 
     fn missing(&self, path: &Path, folder: &Path) -> Error {
-        let files: Vec<&str> = self.files.iter().map(|file| file.name).collect();
+        let files = self.files();
         let message = format!(
             "there is no such file; {} reads the official GLUE files {} (gluebenchmark.com/tasks) from {}, and the data \
              folder (--data) is the one that holds {}/",
