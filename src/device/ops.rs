@@ -214,6 +214,8 @@ pub trait Device: Sized + Send + 'static {
 
     /// Lays out a weight of `n_out` rows and `n_in` columns, row-major.
     fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Self::Weight;
+    /// Lays a weight out for the backward too, where it is not yet; without this the first backward does.
+    fn prepare_backward(&self, w: &Self::Weight);
     /// A table of `width` columns, row-major.
     fn table(&self, width: usize, values: Vec<f32>) -> Self::Table;
     /// Vectors, (rows, values.len() / rows).

@@ -121,6 +121,11 @@ impl Encoder {
         self.engine.trainer(runs)
     }
 
+    /// Lays out what training reads and inference does not; without this the first training step does.
+    pub fn prepare_training(&self) {
+        self.engine.prepare_training();
+    }
+
     /// SHA-256 over the frozen weights as they are laid out.
     pub fn weights_hash(&self) -> String {
         self.engine.weights_hash()
@@ -177,6 +182,7 @@ trait Engine: Send + Sync {
     fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
     fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<f32>>;
     fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>>;
+    fn prepare_training(&self);
     fn weights_hash(&self) -> String;
     fn peak_bytes(&self) -> usize;
 }
@@ -380,6 +386,10 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
         Ok(Box::new(self.train(runs)?))
+    }
+
+    fn prepare_training(&self) {
+        self.context().run(|d| self.network.prepare_backward(d));
     }
 
     fn weights_hash(&self) -> String {

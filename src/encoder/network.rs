@@ -118,6 +118,19 @@ impl<D: Device> Network<D> {
         }
     }
 
+    /// Lays out what a backward reads, where it is not yet.
+    pub fn prepare_backward(&self, d: &D) {
+        self.matrices().for_each(|w| d.prepare_backward(w));
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Arc<D::Weight>> {
+        let of_layer = |w| {
+            let Weights { query, key, value, attention_output, intermediate, output, .. }: &Frozen<D> = w;
+            [query, key, value, attention_output, intermediate, output]
+        };
+        self.layers.iter().flat_map(of_layer).chain(&self.pooler)
+    }
+
     /// SHA-256 over every weight as laid out: equal before and after a run that trains biases alone.
     pub fn hash(&self, d: &D) -> String {
         let mut hash = Sha256::new();
@@ -125,13 +138,8 @@ impl<D: Device> Network<D> {
         for table in [&self.tables.word, &self.tables.position, &self.tables.token_type] {
             d.visit_table(table, &mut add);
         }
-        for w in &self.layers {
-            for m in [&w.query, &w.key, &w.value, &w.attention_output, &w.intermediate, &w.output] {
-                d.visit_weight(m, &mut add);
-            }
-        }
-        if let Some(pooler) = &self.pooler {
-            d.visit_weight(pooler, &mut add);
+        for w in self.matrices() {
+            d.visit_weight(w, &mut add);
         }
         let gammas = self.layers.iter().flat_map(|w| [&w.attention_layernorm, &w.output_layernorm]);
         for gamma in gammas.chain([&self.gamma]) {

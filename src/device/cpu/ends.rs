@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use super::buffer::{Mat, Matrix, Space, Vectors};
 use super::product::{Into, View, product};
 use super::real::{Real, dot};
+use super::weights::Weight;
 use super::{Cpu, multipliers};
 use crate::device::batch::Target;
 use crate::device::ops::{Affine, At, Classifier, Loss, Norm, Site, Sum, Tables, Want};
@@ -50,12 +51,12 @@ impl<R: Real> Cpu<R> {
     }
 
     /// tanh(x W' + b[g]) of first rows.
-    pub(super) fn pool_forward(&self, x: &Mat<R>, w: &[&Matrix<R>], b: &Vectors<R>) -> Mat<R> {
+    pub(super) fn pool_forward(&self, x: &Mat<R>, w: &[&Weight<R>], b: &Vectors<R>) -> Mat<R> {
         let h = x.cols;
         let mut pooled = self.mat(Space::Firsts, h);
         for (rows, w) in self.rows_by_pooler(w) {
             let (x, y) = (&x.data[rows.start * h..rows.end * h], &mut pooled.data[rows.start * h..rows.end * h]);
-            product(y, h, Into::Store, View::new(x, rows.len(), h), View::new(&w.data, h, h).t(), self.n_threads());
+            product(y, h, Into::Store, View::new(x, rows.len(), h), w.for_forward(), self.n_threads());
         }
         for i in 0..pooled.rows {
             let g = self.place(Space::Firsts, i).group;
@@ -71,7 +72,7 @@ impl<R: Real> Cpu<R> {
         mut dp: Mat<R>,
         pooled: Mat<R>,
         x: Option<&Mat<R>>,
-        w: &[&Matrix<R>],
+        w: &[&Weight<R>],
         want: &mut Want<Self>,
         db: Sum<Vectors<R>>,
     ) -> Mat<R> {
@@ -84,7 +85,7 @@ impl<R: Real> Cpu<R> {
         for (k, (rows, w)) in self.rows_by_pooler(w).into_iter().enumerate() {
             let span = rows.start * h..rows.end * h;
             let d = View::new(&dp.data[span.clone()], rows.len(), h);
-            product(&mut dx.data[span.clone()], h, Into::Store, d, View::new(&w.data, h, h), self.n_threads());
+            product(&mut dx.data[span.clone()], h, Into::Store, d, w.for_backward(), self.n_threads());
             if let Some(x) = x {
                 self.grad_of((&dp.data[span.clone()], h), (&x.data[span], h), k, want);
             }
@@ -93,7 +94,7 @@ impl<R: Real> Cpu<R> {
     }
 
     /// The sequences that each pooler reads: all, where one is shared.
-    fn rows_by_pooler<'w>(&self, w: &[&'w Matrix<R>]) -> Vec<(std::ops::Range<usize>, &'w Matrix<R>)> {
+    fn rows_by_pooler<'w>(&self, w: &[&'w Weight<R>]) -> Vec<(std::ops::Range<usize>, &'w Weight<R>)> {
         match w {
             [shared] => vec![(0..self.batch.n_sequences(), *shared)],
             own => self.rows_by_group(Space::Firsts).into_iter().zip(own.iter().copied()).collect(),

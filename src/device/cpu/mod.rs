@@ -18,6 +18,7 @@ mod real;
 mod simd;
 mod step;
 mod sums;
+mod weights;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 
 pub use buffer::{Buffer, Mat, Matrix, Pool, Space, Vectors};
 pub use real::Real;
+pub use weights::Weight;
 
 /// Rows that one task of a row-wise loop takes: enough to outweigh handing it out.
 const CHUNK: usize = 32;
@@ -150,7 +152,7 @@ impl<R: Real> Device for Cpu<R> {
     type Stream = Mat<R>;
     type Act = Mat<R>;
     type Rows = Mat<R>;
-    type Weight = Matrix<R>;
+    type Weight = Weight<R>;
     type Table = Matrix<R>;
     type Params = Vectors<R>;
     type Index = Vec<u64>;
@@ -185,9 +187,12 @@ impl<R: Real> Device for Cpu<R> {
         self.pool.peak_bytes()
     }
 
-    fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Matrix<R> {
-        assert_eq!(values.len(), n_out * n_in, "a weight has out * in values");
-        Matrix { rows: n_out, cols: n_in, data: R::from_f32(values) }
+    fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Weight<R> {
+        Weight::new(n_out, n_in, &R::from_f32(values))
+    }
+
+    fn prepare_backward(&self, w: &Weight<R>) {
+        w.backward();
     }
 
     fn table(&self, width: usize, values: Vec<f32>) -> Matrix<R> {
@@ -213,8 +218,8 @@ impl<R: Real> Device for Cpu<R> {
         p.data.fill(R::ZERO);
     }
 
-    fn visit_weight(&self, w: &Matrix<R>, visit: &mut dyn FnMut(&[u8])) {
-        visit(R::bytes(&w.data));
+    fn visit_weight(&self, w: &Weight<R>, visit: &mut dyn FnMut(&[u8])) {
+        visit(R::bytes(w.as_laid_out()));
     }
 
     fn visit_table(&self, t: &Matrix<R>, visit: &mut dyn FnMut(&[u8])) {

@@ -135,15 +135,18 @@ impl Real for f32 {
 
     #[inline(always)]
     fn exp(self) -> Self {
-        // e^x = 2^n e^r with |r| <= ln 2 / 2, and Taylor's series to the seventh power (next term 5e-9).
+        // e^x = 2^n e^r with |r| <= ln 2 / 2, and Taylor's series to the seventh power (next term 5e-9). Adding SHIFT
+        // rounds to an integer, which then stands in the low bits of the sum.
+        const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
         let x = self.clamp(-87.0, 88.0);
-        let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+        let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
+        let n = shifted - SHIFT;
         let r = n.mul_add(-LN2[1], n.mul_add(-LN2[0], x));
         let mut p: f32 = 1.0 / 5040.0;
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = p.mul_add(r, c);
         }
-        let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+        let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
         if self < -87.0 { 0.0 } else { p * power }
     }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::buffer::{Mat, Matrix, Space, Vectors};
 use super::product::{Into, View, product, product_alone};
 use super::real::{Real, dot};
+use super::weights::Weight;
 use super::{CHUNK, Cpu};
 use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
 
@@ -19,35 +20,49 @@ const DENSITY: f64 = 0.398_942_280_401_432_7;
 /// sqrt(2 / pi) and the cubic's factor of the tanh form.
 const TANH: [f64; 2] = [0.797_884_560_802_865_4, 0.044_715];
 
-#[inline(always)]
-fn activate<R: Real>(f: Activation, u: R) -> R {
-    match f {
-        Activation::Gelu => u * u.normal_cdf(),
-        Activation::GeluTanh => {
-            let inner = R::of(TANH[0]) * (R::of(TANH[1]) * u * u).mul_add(u, u);
-            R::of(0.5) * u * (R::ONE + inner.tanh())
-        }
-        Activation::Relu => u.max(R::ZERO),
+/// The functions of a feed-forward, each beside its slope: f(u) and f'(u).
+mod gelu {
+    use super::{DENSITY, Real};
+
+    #[inline(always)]
+    pub fn f<R: Real>(u: R) -> R {
+        u * u.normal_cdf()
+    }
+
+    #[inline(always)]
+    pub fn slope<R: Real>(u: R) -> R {
+        (u * R::of(DENSITY)).mul_add((R::of(-0.5) * u * u).exp(), u.normal_cdf())
     }
 }
 
-/// f'(u).
-#[inline(always)]
-fn slope<R: Real>(f: Activation, u: R) -> R {
-    match f {
-        Activation::Gelu => (u * R::of(DENSITY)).mul_add((R::of(-0.5) * u * u).exp(), u.normal_cdf()),
-        Activation::GeluTanh => {
-            let t = (R::of(TANH[0]) * (R::of(TANH[1]) * u * u).mul_add(u, u)).tanh();
-            let inner = R::of(TANH[0]) * (R::of(3.0 * TANH[1]) * u).mul_add(u, R::ONE);
-            R::of(0.5) * ((R::ONE + t) + u * (R::ONE - t * t) * inner)
-        }
-        Activation::Relu => {
-            if u > R::ZERO {
-                R::ONE
-            } else {
-                R::ZERO
-            }
-        }
+mod gelu_tanh {
+    use super::{Real, TANH};
+
+    #[inline(always)]
+    pub fn f<R: Real>(u: R) -> R {
+        let inner = R::of(TANH[0]) * (R::of(TANH[1]) * u * u).mul_add(u, u);
+        R::of(0.5) * u * (R::ONE + inner.tanh())
+    }
+
+    #[inline(always)]
+    pub fn slope<R: Real>(u: R) -> R {
+        let t = (R::of(TANH[0]) * (R::of(TANH[1]) * u * u).mul_add(u, u)).tanh();
+        let inner = R::of(TANH[0]) * (R::of(3.0 * TANH[1]) * u).mul_add(u, R::ONE);
+        R::of(0.5) * ((R::ONE + t) + u * (R::ONE - t * t) * inner)
+    }
+}
+
+mod relu {
+    use super::Real;
+
+    #[inline(always)]
+    pub fn f<R: Real>(u: R) -> R {
+        u.max(R::ZERO)
+    }
+
+    #[inline(always)]
+    pub fn slope<R: Real>(u: R) -> R {
+        if u > R::ZERO { R::ONE } else { R::ZERO }
     }
 }
 
@@ -95,6 +110,62 @@ impl<R: Real> Cpu<R> {
                 },
             );
         });
+    }
+
+    /// into = base + delta, over the threads.
+    fn sum_all(&self, base: &[R], delta: &[R], into: &mut [R]) {
+        let piece = 1 << 16;
+        let sums = base.par_chunks(piece).zip(delta.par_chunks(piece));
+        into.par_chunks_mut(piece).zip(sums).for_each(|(into, (base, delta))| add(base, delta, None, into));
+    }
+
+    /// f(u) into `to`.
+    fn activate_all(&self, to: &mut [R], u: &[R]) {
+        // The choice stands outside the loops, which would not be vectorised around it.
+        match self.arithmetic.activation {
+            Activation::Gelu => self.map(
+                to,
+                u,
+                #[inline(always)]
+                |to, u| *to = gelu::f(u),
+            ),
+            Activation::GeluTanh => self.map(
+                to,
+                u,
+                #[inline(always)]
+                |to, u| *to = gelu_tanh::f(u),
+            ),
+            Activation::Relu => self.map(
+                to,
+                u,
+                #[inline(always)]
+                |to, u| *to = relu::f(u),
+            ),
+        }
+    }
+
+    /// d f'(u) over u.
+    fn slope_all(&self, u: &mut [R], d: &[R]) {
+        match self.arithmetic.activation {
+            Activation::Gelu => self.map(
+                u,
+                d,
+                #[inline(always)]
+                |u, d| *u = d * gelu::slope(*u),
+            ),
+            Activation::GeluTanh => self.map(
+                u,
+                d,
+                #[inline(always)]
+                |u, d| *u = d * gelu_tanh::slope(*u),
+            ),
+            Activation::Relu => self.map(
+                u,
+                d,
+                #[inline(always)]
+                |u, d| *u = d * relu::slope(*u),
+            ),
+        }
     }
 
     /// dW = dy' x of the entries asked for, dy (rows, out) and x (rows, in); `g` is whose weight it is.
@@ -167,59 +238,49 @@ impl<R: Real> Ops for Cpu<R> {
         all
     }
 
-    fn linear(&mut self, x: &Mat<R>, w: &Matrix<R>, b: &Vectors<R>) -> Mat<R> {
-        let mut y = self.times(x, View::new(&w.data, w.rows, w.cols).t(), w.rows);
+    fn linear(&mut self, x: &Mat<R>, w: &Weight<R>, b: &Vectors<R>) -> Mat<R> {
+        let mut y = self.times(x, w.for_forward(), w.n_out());
         self.add_bias(&mut y, b);
         y
     }
 
-    fn linear_back(&mut self, dy: Mat<R>, w: &Matrix<R>, mut dx: Mat<R>) -> Mat<R> {
-        let (dy, w) = (View::new(&dy.data, dy.rows, dy.cols), View::new(&w.data, w.rows, w.cols));
+    fn linear_back(&mut self, dy: Mat<R>, w: &Weight<R>, mut dx: Mat<R>) -> Mat<R> {
+        let (dy, w) = (View::new(&dy.data, dy.rows, dy.cols), w.for_backward());
         let n = dx.cols;
         product(&mut dx.data, n, Into::Add, dy, w, self.n_threads());
         dx
     }
 
-    fn product(&mut self, x: Mat<R>, w: &Matrix<R>) -> Mat<R> {
-        self.times(&x, View::new(&w.data, w.rows, w.cols).t(), w.rows)
+    fn product(&mut self, x: Mat<R>, w: &Weight<R>) -> Mat<R> {
+        self.times(&x, w.for_forward(), w.n_out())
     }
 
-    fn product_back(&mut self, dy: Mat<R>, w: &Matrix<R>) -> Mat<R> {
-        self.times(&dy, View::new(&w.data, w.rows, w.cols), w.cols)
+    fn product_back(&mut self, dy: Mat<R>, w: &Weight<R>) -> Mat<R> {
+        self.times(&dy, w.for_backward(), w.n_in())
     }
 
-    fn feed_forward(&mut self, x: &Mat<R>, wi: &Matrix<R>, bi: &Vectors<R>, wo: &Matrix<R>) -> (Mat<R>, Mat<R>) {
+    fn feed_forward(&mut self, x: &Mat<R>, wi: &Weight<R>, bi: &Vectors<R>, wo: &Weight<R>) -> (Mat<R>, Mat<R>) {
         let u = self.linear(x, wi, bi);
-        let (n, h, f) = (u.cols, wo.rows, self.arithmetic.activation);
+        let (n, h) = (u.cols, wo.n_out());
         let mut y = self.mat(x.space, h);
         let mut panel = self.pool.take(PANEL.min(u.rows) * n, PANEL * n);
         for rows in Self::panels(u.rows) {
             let panel = &mut panel[..rows.len() * n];
-            self.map(
-                panel,
-                &u.data[rows.start * n..rows.end * n],
-                #[inline(always)]
-                |p, u| *p = activate(f, u),
-            );
-            let (p, w) = (View::new(panel, rows.len(), n), View::new(&wo.data, h, n).t());
+            self.activate_all(panel, &u.data[rows.start * n..rows.end * n]);
+            let (p, w) = (View::new(panel, rows.len(), n), wo.for_forward());
             product(&mut y.data[rows.start * h..rows.end * h], h, Into::Store, p, w, self.n_threads());
         }
         (u, y)
     }
 
-    fn feed_forward_back(&mut self, dy: Mat<R>, wo: &Matrix<R>, mut u: Mat<R>, dbi: Sum<Vectors<R>>) -> Mat<R> {
-        let (n, h, f) = (u.cols, dy.cols, self.arithmetic.activation);
+    fn feed_forward_back(&mut self, dy: Mat<R>, wo: &Weight<R>, mut u: Mat<R>, dbi: Sum<Vectors<R>>) -> Mat<R> {
+        let (n, h) = (u.cols, dy.cols);
         let mut panel = self.pool.take(PANEL.min(u.rows) * n, PANEL * n);
         for rows in Self::panels(u.rows) {
             let panel = &mut panel[..rows.len() * n];
             let d = View::new(&dy.data[rows.start * h..rows.end * h], rows.len(), h);
-            product(panel, n, Into::Store, d, View::new(&wo.data, h, n), self.n_threads());
-            self.map(
-                &mut u.data[rows.start * n..rows.end * n],
-                panel,
-                #[inline(always)]
-                |u, d| *u = d * slope(f, *u),
-            );
+            product(panel, n, Into::Store, d, wo.for_backward(), self.n_threads());
+            self.slope_all(&mut u.data[rows.start * n..rows.end * n], panel);
         }
         self.column_sums(&u, dbi);
         u
@@ -263,13 +324,7 @@ impl<R: Real> Ops for Cpu<R> {
 
     fn activate(&mut self, u: &Mat<R>) -> Mat<R> {
         let mut f = self.mat(u.space, u.cols);
-        let activation = self.arithmetic.activation;
-        self.map(
-            &mut f.data,
-            &u.data,
-            #[inline(always)]
-            |f, u| *f = activate(activation, u),
-        );
+        self.activate_all(&mut f.data, &u.data);
         f
     }
 
@@ -307,7 +362,7 @@ impl<R: Real> Ops for Cpu<R> {
         self.embed_backward(dx, n, gamma, tables, dgamma, dbeta);
     }
 
-    fn pool(&mut self, x: &Mat<R>, w: &[&Matrix<R>], b: &Vectors<R>) -> Mat<R> {
+    fn pool(&mut self, x: &Mat<R>, w: &[&Weight<R>], b: &Vectors<R>) -> Mat<R> {
         self.pool_forward(x, w, b)
     }
 
@@ -316,7 +371,7 @@ impl<R: Real> Ops for Cpu<R> {
         dp: Mat<R>,
         pooled: Mat<R>,
         x: Option<&Mat<R>>,
-        w: &[&Matrix<R>],
+        w: &[&Weight<R>],
         want: &mut Want<Self>,
         db: Sum<Vectors<R>>,
     ) -> Mat<R> {
@@ -362,9 +417,17 @@ impl<R: Real> Ops for Cpu<R> {
         delta: &Vectors<R>,
         g: usize,
         at: Option<&Vec<u64>>,
-        into: &mut Matrix<R>,
+        into: &mut Weight<R>,
     ) {
-        add(base.of(g), delta.of(g), at, &mut into.data);
+        let (base, delta) = (base.of(g), delta.of(g));
+        match at {
+            None => into.rewrite(|all| self.sum_all(base, delta, all)),
+            Some(at) => {
+                for ((at, b), d) in at.iter().zip(base).zip(delta) {
+                    into.set(*at as usize, *b + *d);
+                }
+            }
+        }
     }
 
     fn write_table(&mut self, base: &Vectors<R>, delta: &Vectors<R>, at: Option<&Vec<u64>>, into: &mut Matrix<R>) {
