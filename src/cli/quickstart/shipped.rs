@@ -49,7 +49,7 @@ pub const TASKS: [Task; 3] = [
     },
     Task {
         name: "answers",
-        about: "a question and a reply: its answer, or the reply to some other question",
+        about: "a question and a reply: its own, or that to another question",
         tsv: include_str!("answers.tsv"),
         text: "question",
         text_pair: Some("answer"),
