@@ -18,6 +18,9 @@ use super::args::{BaseArgs, ColumnArgs, DeviceArgs};
 /// Rows that are read before they are answered: enough to make full batches of like lengths.
 const CHUNK: usize = 512;
 
+/// Stands for the output in an error until its own name is known.
+const OUTPUT: &str = "the output";
+
 /// Flags of `bitfit predict`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("texts").required(true).args(["text", "input"]))]
@@ -233,7 +236,7 @@ fn line(out: &mut dyn Write, text: &str) -> Result<()> {
 }
 
 fn output(e: io::Error) -> Error {
-    Error::io("write to", "the output")(e)
+    Error::io("write to", OUTPUT)(e)
 }
 
 /// Writes a file aside and renames it once it is whole; an error of `write` leaves nothing.
@@ -246,7 +249,7 @@ fn aside(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Resul
         })
     });
     match failed {
-        Some(Error::Io { source, .. }) => Err(Error::io("write", path)(source)),
+        Some(Error::Io { source, path: to, .. }) if to == Path::new(OUTPUT) => Err(Error::io("write", path)(source)),
         Some(error) => Err(error),
         None => written,
     }

@@ -1,6 +1,7 @@
 //! What a row of logits says.
 
 use crate::base::problem::Problem;
+use crate::device::batch::Target;
 
 /// The answer to one text, or one pair.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +15,16 @@ pub enum Prediction {
     },
     /// A value, on its raw scale.
     Value(f32),
+}
+
+impl From<Prediction> for Target {
+    /// What is scored: the class or the value.
+    fn from(prediction: Prediction) -> Self {
+        match prediction {
+            Prediction::Class { class, .. } => Target::Class(class as u32),
+            Prediction::Value(value) => Target::Value(value),
+        }
+    }
 }
 
 /// The answer that logits give: softmax and the largest of them for classes, the number itself for a value.

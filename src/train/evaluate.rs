@@ -39,19 +39,8 @@ pub fn evaluate(
     if logits.iter().flatten().any(|z| !z.is_finite()) {
         return Err(Error::Diverged("an output on the dev rows is not finite; try a smaller learning rate".into()));
     }
-    let predictions: Vec<Target> = logits.iter().map(|row| answer(problem, row)).collect();
+    let predictions: Vec<Target> = logits.iter().map(|row| predict::from_logits(problem, row).into()).collect();
     Ok(Evaluation { examples: targets.len(), metrics: compute(metrics, &predictions, &targets)? })
-}
-
-/// The class of the largest logit (of several, the first), or the value.
-fn answer(problem: &Problem, logits: &[f32]) -> Target {
-    match problem {
-        Problem::Value => Target::Value(logits.first().copied().unwrap_or(f32::NAN)),
-        Problem::Classes(_) => {
-            let larger = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-            Target::Class((0..logits.len()).reduce(larger).unwrap_or(0) as u32)
-        }
-    }
 }
 
 #[cfg(test)]
