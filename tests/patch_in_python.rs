@@ -1,10 +1,12 @@
-//! Load a patch into transformers with the lines of the README (`examples/load_patch.py`), and a merged folder too.
+//! Load a patch into transformers with the lines of the README and with `examples/load_patch.py`, and a merged folder
+//! too.
 //!
 //! Needs Python with torch and transformers: `$BITFIT_PYTHON`, else `python3`. Where these are missing, the test says
 //! so and passes.
 
 mod tiny_base;
 
+use std::path::Path;
 use std::process::Command;
 
 use bitfit::base::problem::Problem;
@@ -51,11 +53,15 @@ fn ten_lines_of_python_load_a_patch_into_transformers() {
         println!("skipped: `{python}` has no torch and transformers; name one that has with BITFIT_PYTHON");
         return;
     }
-    for (has_pooler, spec, dtype) in [
-        (true, "bitfit", Dtype::F32),
-        (true, "random count=500 seed=2", Dtype::F32),
-        (true, "bitfit", Dtype::F16),
-        (false, "bitfit terms=query,intermediate", Dtype::F32),
+    let lines = tempfile::tempdir().unwrap();
+    std::fs::write(lines.path().join("load_patch.py"), readme_lines()).unwrap();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    for (lines, has_pooler, spec, dtype) in [
+        (lines.path(), true, "bitfit", Dtype::F32),
+        (&*example, true, "bitfit", Dtype::F32),
+        (&*example, true, "random count=500 seed=2", Dtype::F32),
+        (&*example, true, "bitfit", Dtype::F16),
+        (&*example, false, "bitfit terms=query,intermediate", Dtype::F32),
     ] {
         let place = tempfile::tempdir().unwrap();
         let base = folder(place.path(), has_pooler);
@@ -65,12 +71,19 @@ fn ten_lines_of_python_load_a_patch_into_transformers() {
         patch(&base, spec, problem).save(&file, dtype).unwrap();
         merge::merge(&Patch::load(&file).unwrap(), &base, &merged).unwrap();
         let run = Command::new(&python)
-            .args(["-c", COMPARE, concat!(env!("CARGO_MANIFEST_DIR"), "/examples")])
-            .args([place.path(), &file, &merged])
+            .args(["-c", COMPARE])
+            .args([lines, place.path(), &file, &merged])
             .arg(labels)
             .env("HF_HUB_OFFLINE", "1")
             .output()
             .unwrap();
         assert!(run.status.success(), "{spec}: {}", String::from_utf8_lossy(&run.stderr));
     }
+}
+
+/// The README's lines of Python.
+fn readme_lines() -> &'static str {
+    let readme = include_str!("../README.md");
+    let block = readme.split_once("```python\n").and_then(|(_, after)| after.split_once("```"));
+    block.expect("a block of Python in the README").0
 }

@@ -1,31 +1,13 @@
-//! Texts in, predictions out.
+//! Texts in, typed predictions out: written once, for evaluation, the command and a server.
+//!
+//! Invariant: an answer depends on its task and its text alone, to the bit, whatever else is in the call. Start reading
+//! at [`predict()`]; [`json`] holds the shape of its answers on the wire.
 
-use std::sync::Arc;
+mod answer;
+mod batching;
+pub mod json;
+mod tasks;
 
-use crate::data::{Sequence, evaluation_batches};
-use crate::device::batch::{Batch, DropoutKey};
-use crate::error::Result;
-
-/// Batches sequences by length under a token budget, runs `forward` and restores the order.
-///
-/// # Errors
-///
-/// What `forward` reports.
-pub fn logits(
-    sequences: &[Sequence],
-    max_tokens: usize,
-    forward: &mut dyn FnMut(&Arc<Batch>) -> Result<Vec<Vec<f32>>>,
-) -> Result<Vec<Vec<f32>>> {
-    let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
-    let mut all = vec![Vec::new(); sequences.len()];
-    for rows in evaluation_batches(&lengths, max_tokens) {
-        let mut batch = Batch::new();
-        for &row in &rows {
-            batch.push(&sequences[row].ids, &sequences[row].type_ids, 0, DropoutKey::default(), None);
-        }
-        for (row, logits) in rows.into_iter().zip(forward(&Arc::new(batch))?) {
-            all[row] = logits;
-        }
-    }
-    Ok(all)
-}
+pub use answer::{Prediction, from_logits};
+pub use batching::logits;
+pub use tasks::{Input, Predictions, TaskPatch, predict};

@@ -1,0 +1,31 @@
+//! Sequences of one task through a forward, in batches of like length.
+
+use std::sync::Arc;
+
+use crate::data::{Sequence, evaluation_batches};
+use crate::device::batch::{Batch, DropoutKey};
+use crate::error::Result;
+
+/// Batches sequences by length under a token budget, runs `forward` and restores the order.
+///
+/// # Errors
+///
+/// What `forward` reports.
+pub fn logits(
+    sequences: &[Sequence],
+    max_tokens: usize,
+    forward: &mut dyn FnMut(&Arc<Batch>) -> Result<Vec<Vec<f32>>>,
+) -> Result<Vec<Vec<f32>>> {
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
+    let mut all = vec![Vec::new(); sequences.len()];
+    for rows in evaluation_batches(&lengths, max_tokens) {
+        let mut batch = Batch::new();
+        for &row in &rows {
+            batch.push(&sequences[row].ids, &sequences[row].type_ids, 0, DropoutKey::default(), None);
+        }
+        for (row, logits) in rows.into_iter().zip(forward(&Arc::new(batch))?) {
+            all[row] = logits;
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,56 @@
+//! Measure a step with `bitfit bench`, through the real binary, on a tiny base.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(args: &[&str]) -> Output {
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
+    let size = ["--batch", "3", "--length", "9", "--steps", "2", "--threads", "1"];
+    Command::new(env!("CARGO_BIN_EXE_bitfit")).args(["bench", "--shape", tiny]).args(size).args(args).output().unwrap()
+}
+
+#[test]
+fn every_method_is_measured_and_told_in_one_line_of_json() {
+    for method in ["bitfit", "full", "frozen", "random", "forward"] {
+        let output = bench(&["--method", method, "--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{method}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(text.lines().count(), 1, "{method}: {text}");
+        let found: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&found["method"], &found["batch"], &found["length"]), (&method.into(), &3.into(), &9.into()));
+        for key in ["step_s", "tokens_per_s", "gflops"] {
+            assert!(found[key].as_f64().unwrap() > 0.0, "{method}: {key} {}", found[key]);
+        }
+        for key in ["model_mb", "peak_mb", "peak_over_model_mb"] {
+            assert!(found[key].as_f64().unwrap() >= 0.0, "{method}: {key} {}", found[key]);
+        }
+    }
+}
+
+#[test]
+fn a_part_of_the_biases_is_measured_and_shown_in_words() {
+    let output = bench(&["--terms", "query,intermediate", "--layers", "1..2"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("tokens a second"), "{text}");
+}
+
+#[test]
+fn wrong_uses_are_refused_with_what_is_known() {
+    for (args, message) in [
+        (&["--method", "lora"][..], "bitfit, full, frozen, random or forward"),
+        (&["--method", "forward", "--terms", "query"], "a forward pass has none"),
+        (&["--terms", "key"], "key"),
+        (&["--terms", "bias"], "one of embeddings_layernorm"),
+        (&["--layers", "1..5"], "layer"),
+        (&["--dropout", "1.5"], "--dropout"),
+        (&["--device", "cuda:0"], "cuda:0 is not there"),
+    ] {
+        let output = bench(args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty(), "{args:?}");
+        assert!(text.contains(message) && text.lines().count() == 1, "{args:?}: {text}");
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_bitfit")).args(["bench", "--batch", "0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
