@@ -184,7 +184,7 @@ impl<'a> Session<'a> {
         window.seconds += seconds;
         window.tokens += tokens;
         let epoch = self.progress[0].epoch();
-        if window.steps == LOG_EVERY || self.progress[0].is_at_evaluation() {
+        if at.is_multiple_of(LOG_EVERY) || self.progress[0].is_at_evaluation() {
             live.log_window(at, epoch, rule.learning_rate)?;
         }
         let tokens_per_s = rate(live.tokens, live.seconds);
