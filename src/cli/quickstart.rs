@@ -20,6 +20,7 @@ use bitfit::device::DeviceName;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Patch, Selection};
+use bitfit::predict::from_logits;
 use bitfit::train::{Event, Existing, Job, Keep, Options, Outcome, run as train};
 use bitfit::{Error, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -175,7 +176,7 @@ fn answers(encoder: &Encoder, learned: &[Learned]) -> Result<Table> {
     table.set_width(WIDTH).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["task", "bitfit", "labelled", "text"]);
     for ((task, example), logits) in rows.into_iter().zip(logits) {
-        let answer = task.answer(&logits);
+        let answer = from_logits(&task.problem(), &logits).into();
         let label = example.target.map(|target| task.label(target)).unwrap_or_default();
         let text = [Some(example.text), example.text_pair].into_iter().flatten().collect::<Vec<_>>().join("\n> ");
         table.add_row([task.name.to_string(), task.label(answer), label, text]);

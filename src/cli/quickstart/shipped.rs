@@ -77,10 +77,7 @@ impl Task {
             let split = if in_held_out(&row) { &mut held_out } else { &mut train };
             split.push(self.example(row, Path::new(&file))?);
         }
-        let problem = match self.labels {
-            [] => Problem::Value,
-            labels => Problem::Classes(labels.iter().map(|label| label.to_string()).collect()),
-        };
+        let problem = self.problem();
         let texts = if self.text_pair.is_some() { Texts::Two } else { Texts::One };
         let metrics = metrics_of(&problem);
         let train = Dataset { name: self.name.into(), problem, texts, metrics, examples: train, skipped: 0 };
@@ -88,12 +85,11 @@ impl Task {
         Ok((train, held_out))
     }
 
-    /// What the logits of a row say: the class of the largest, of several the first, or the value.
-    pub fn answer(&self, logits: &[f32]) -> Target {
-        let larger = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    /// What is predicted.
+    pub fn problem(&self) -> Problem {
         match self.labels {
-            [] => Target::Value(logits.first().copied().unwrap_or(f32::NAN)),
-            _ => Target::Class((0..logits.len()).reduce(larger).unwrap_or(0) as u32),
+            [] => Problem::Value,
+            labels => Problem::Classes(labels.iter().map(|label| label.to_string()).collect()),
         }
     }
 
