@@ -93,7 +93,7 @@ impl Trained {
         let fast = ["--epochs", "1", "--limit", "64"];
         let films = write(at, "films.csv", table(80));
         let grades = at.join("grade.csv");
-        let graded = table(80).replace(",good", ",4.5").replace(",bad", ",1.5").replace("label", "label");
+        let graded = table(80).replace(",good", ",4.5").replace(",bad", ",1.5");
         fs::write(&grades, graded).unwrap();
         let both = write(at, "both.csv", pairs(80));
         train(&films, &at.join("films"), &fast).ok();

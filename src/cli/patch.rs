@@ -193,10 +193,10 @@ fn best(run: &Path) -> Result<u32> {
     let score = |e: &Value| e["metrics"].get(split?)?.get(metric?)?.as_f64();
     let mut best: Option<(u64, f64)> = None;
     for evaluation in record["evaluations"].as_array().into_iter().flatten() {
-        if let (Some(epoch), Some(score)) = (evaluation["epoch"].as_u64(), score(evaluation)) {
-            if best.is_none_or(|(_, so_far)| score > so_far) {
-                best = Some((epoch, score));
-            }
+        if let (Some(epoch), Some(score)) = (evaluation["epoch"].as_u64(), score(evaluation))
+            && best.is_none_or(|(_, so_far)| score > so_far)
+        {
+            best = Some((epoch, score));
         }
     }
     best.map(|(epoch, _)| epoch as u32).ok_or_else(|| nothing(run))

@@ -1,13 +1,12 @@
 //! How good a task's values are on rows with labels.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::base::problem::Problem;
 use crate::data::{Metric, Sequence, compute};
-use crate::device::batch::{Batch, Target};
+use crate::device::batch::Target;
 use crate::error::{Error, Result};
-use crate::predict;
+use crate::predict::{self, Forward};
 
 /// Tokens of one pass: enough that the products are large, and little memory.
 const MAX_TOKENS: usize = 4096;
@@ -27,12 +26,7 @@ pub struct Evaluation {
 /// # Errors
 ///
 /// Where a sequence has no target, there is none at all, a logit is not finite, and whatever `forward` reports.
-pub fn evaluate(
-    sequences: &[Sequence],
-    problem: &Problem,
-    metrics: &[Metric],
-    forward: &mut dyn FnMut(&Arc<Batch>) -> Result<Vec<Vec<f32>>>,
-) -> Result<Evaluation> {
+pub fn evaluate(sequences: &[Sequence], problem: &Problem, metrics: &[Metric], forward: Forward) -> Result<Evaluation> {
     let without = || Error::Usage("there are rows without a label, which cannot be scored".into());
     let targets: Vec<Target> = sequences.iter().map(|s| s.target.ok_or_else(without)).collect::<Result<_>>()?;
     let logits = predict::logits(sequences, MAX_TOKENS, forward)?;
@@ -45,7 +39,10 @@ pub fn evaluate(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::device::batch::Batch;
 
     fn sequences(targets: &[u32]) -> Vec<Sequence> {
         let of = |(i, class): (usize, &u32)| Sequence {
