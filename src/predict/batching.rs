@@ -6,16 +6,15 @@ use crate::data::{Sequence, evaluation_batches};
 use crate::device::batch::{Batch, DropoutKey};
 use crate::error::Result;
 
+/// A forward pass: one row of logits a sequence of the batch, in order.
+pub type Forward<'f> = dyn FnMut(&Arc<Batch>) -> Result<Vec<Vec<f32>>> + 'f;
+
 /// Batches sequences by length under a token budget, runs `forward` and restores the order.
 ///
 /// # Errors
 ///
 /// What `forward` reports.
-pub fn logits(
-    sequences: &[Sequence],
-    max_tokens: usize,
-    forward: &mut dyn FnMut(&Arc<Batch>) -> Result<Vec<Vec<f32>>>,
-) -> Result<Vec<Vec<f32>>> {
+pub fn logits(sequences: &[Sequence], max_tokens: usize, forward: &mut Forward<'_>) -> Result<Vec<Vec<f32>>> {
     let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
     let mut all = vec![Vec::new(); sequences.len()];
     for rows in evaluation_batches(&lengths, max_tokens) {

@@ -1,11 +1,10 @@
 //! How good a task's values are on rows with labels.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::base::problem::Problem;
 use crate::data::{Metric, Sequence, compute};
-use crate::device::batch::{Batch, Target};
+use crate::device::batch::Target;
 use crate::error::{Error, Result};
 use crate::predict;
 
@@ -31,7 +30,7 @@ pub fn evaluate(
     sequences: &[Sequence],
     problem: &Problem,
     metrics: &[Metric],
-    forward: &mut dyn FnMut(&Arc<Batch>) -> Result<Vec<Vec<f32>>>,
+    forward: &mut predict::Forward<'_>,
 ) -> Result<Evaluation> {
     let without = || Error::Usage("there are rows without a label, which cannot be scored".into());
     let targets: Vec<Target> = sequences.iter().map(|s| s.target.ok_or_else(without)).collect::<Result<_>>()?;
@@ -45,7 +44,10 @@ pub fn evaluate(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::device::batch::Batch;
 
     fn sequences(targets: &[u32]) -> Vec<Sequence> {
         let of = |(i, class): (usize, &u32)| Sequence {
