@@ -52,7 +52,7 @@ const UNSAFE_FOLDERS: &[&str] = &["device/cpu/"];
 
 #[test]
 fn every_import_runs_along_the_table() {
-    assert_none(check_sources(|file, source, names| check_imports(file, source, names)));
+    assert_none(check_sources(check_imports));
 }
 
 #[test]
