@@ -94,8 +94,8 @@ fn glue_files_are_trained_on_and_scored() {
     fs::create_dir(&data).unwrap();
     let lines = |n: usize| -> String {
         let of = |i: usize| {
-            let label = if i % 2 == 0 { "entailment" } else { "not_entailment" };
-            format!("{i}\tthe cat was good\tit was {}\t{label}\n", if i % 2 == 0 { "good" } else { "bad" })
+            let label = if i.is_multiple_of(2) { "entailment" } else { "not_entailment" };
+            format!("{i}\tthe cat was good\tit was {}\t{label}\n", if i.is_multiple_of(2) { "good" } else { "bad" })
         };
         std::iter::once("index\tsentence1\tsentence2\tlabel\n".to_string()).chain((0..n).map(of)).collect()
     };
