@@ -179,9 +179,12 @@ fn a_file_in_the_runs_place_is_refused() {
 fn a_run_that_diverges_says_where_and_leaves_nothing() {
     let place = place();
     // Values whose squares are beyond f32.
-    let text: String = std::iter::once("text,label\n".to_string())
-        .chain((0..20).map(|i| format!("the movie was good {i},{}\n", if i % 2 == 0 { "3e38" } else { "-3e38" })))
-        .collect();
+    let text: String =
+        std::iter::once("text,label\n".to_string())
+            .chain((0..20).map(|i: u32| {
+                format!("the movie was good {i},{}\n", if i.is_multiple_of(2) { "3e38" } else { "-3e38" })
+            }))
+            .collect();
     let path = write(place.folder.path(), "huge.csv", text);
     train(&path, &place.out, &["--regression"]).refused(1, &["the training diverged", "at step 1", "--learning-rate"]);
     assert!(!place.out.exists());
