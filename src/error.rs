@@ -52,14 +52,14 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// A file or folder that could not be opened, read, written, synced or renamed.
-    #[error("cannot {doing} {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot {doing} {}: {reason}{}", path.display(), hint(reason))]
     Io {
         /// What was tried, as a verb: "read", "write", "rename".
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's reason.
-        source: std::io::Error,
+        /// The operating system's reason; part of the message, so it is not a source beside it.
+        reason: std::io::Error,
     },
     /// A file whose contents are wrong, at a line where lines are known.
     #[error("{}{}: {message}", path.display(), At(*line))]
@@ -136,7 +136,7 @@ impl Error {
     /// For `map_err` on file operations: `File::open(p).map_err(Error::io("open", p))`.
     pub fn io(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::Io { doing, path, source }
+        move |reason| Error::Io { doing, path, reason }
     }
 
     /// A file whose contents are wrong as a whole.
@@ -162,8 +162,8 @@ impl fmt::Display for At {
 }
 
 /// The commonest reasons deserve a word on what to do.
-fn hint(source: &std::io::Error) -> &'static str {
-    match source.kind() {
+fn hint(reason: &std::io::Error) -> &'static str {
+    match reason.kind() {
         std::io::ErrorKind::StorageFull => "; free some space and try again, nothing was left half-written",
         std::io::ErrorKind::PermissionDenied => "; check the permissions of the file and its folder",
         _ => "",

@@ -206,8 +206,11 @@ fn wrong_uses_are_refused_and_leave_nothing() {
     with(&["--input", text(&file)]).refused(1, &["latin.csv:2", "UTF-8"]);
     let file = csv("blank.csv", b"text,id\nthe film,1\n,2\n");
     with(&["--input", text(&file)]).refused(1, &["blank.csv:3"]);
-    with(&["--input", text(&at.join("missing.csv"))]).refused(1, &["missing.csv"]);
-    with(&["--input", text(&at.join("films.txt"))]).refused(2, &[".csv"]);
+    let answer = with(&["--input", text(&at.join("missing.csv"))]);
+    answer.refused(1, &["missing.csv"]);
+    assert_eq!(answer.err.matches("No such file").count(), 1, "the reason is given once: {}", answer.err);
+    let file = csv("films.txt", b"text\nthe film\n");
+    with(&["--input", text(&file)]).refused(2, &[".csv"]);
     let file = csv("taken.csv", b"text,films.label\nthe film,x\n");
     with(&["--input", text(&file)]).refused(2, &["films.label"]);
     let one = ["predict", "--patch", text(&t.good), "--text", "a film", "--device"];

@@ -249,7 +249,7 @@ fn aside(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Resul
         })
     });
     match failed {
-        Some(Error::Io { source, path: to, .. }) if to == Path::new(OUTPUT) => Err(Error::io("write", path)(source)),
+        Some(Error::Io { reason, path: to, .. }) if to == Path::new(OUTPUT) => Err(Error::io("write", path)(reason)),
         Some(error) => Err(error),
         None => written,
     }
