@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 
-use super::network::{AllBiases, Network};
+use super::network::{AllBiases, Network, check_batch};
 use super::pass::{Heads, Pass, Plan};
 use super::split_logits;
 use super::trainer::{Run, Trainer, Training};
@@ -137,28 +137,13 @@ impl Encoder {
     }
 
     fn check(&self, batch: &Batch, tasks: &[Option<Task>]) -> Result<()> {
-        let config = self.base.config();
-        if batch.n_sequences() == 0 {
-            return Err(Error::setting("batch", "at least one sequence", "none"));
-        }
         if batch.n_groups() > tasks.len() {
             return Err(Error::setting("tasks of a batch", format!("{}", batch.n_groups()), tasks.len()));
         }
         if tasks.len() > 1 && tasks.iter().flatten().any(Task::is_alone) {
             return Err(Error::Usage("a task with weights of its own runs in batches of its own".into()));
         }
-        if let Some(id) = batch.ids().iter().find(|id| **id as usize >= config.vocab_size) {
-            return Err(Error::setting("token id", format!("below {}", config.vocab_size), id));
-        }
-        if let Some(id) = batch.type_ids().iter().find(|id| **id as usize >= config.type_vocab_size) {
-            return Err(Error::setting("token type id", format!("below {}", config.type_vocab_size), id));
-        }
-        let longest = (0..batch.n_sequences()).map(|s| batch.tokens_of(s).len()).max().unwrap_or(0);
-        if longest > config.max_position_embeddings {
-            let expected = format!("at most {} tokens", config.max_position_embeddings);
-            return Err(Error::setting("sequence", expected, longest));
-        }
-        Ok(())
+        check_batch(self.base.config(), batch)
     }
 }
 

@@ -9,6 +9,7 @@ use super::layer::{Biases, Frozen, Terms, Weights};
 use crate::base::base::Base;
 use crate::base::config::Config;
 use crate::base::parameters::{Parameter, Role, Table, Term};
+use crate::device::batch::Batch;
 use crate::device::ops::{Device, Tables};
 use crate::error::{Error, Result};
 
@@ -214,4 +215,24 @@ impl<D: Device> AllBiases<D> {
             (_, None) => None,
         }
     }
+}
+
+/// Refuses a batch that an op would read past a table for: no sequences, ids outside the vocabulary or the token
+/// types, a sequence longer than the positions.
+pub fn check_batch(config: &Config, batch: &Batch) -> Result<()> {
+    if batch.n_sequences() == 0 {
+        return Err(Error::setting("batch", "at least one sequence", "none"));
+    }
+    if let Some(id) = batch.ids().iter().find(|id| **id as usize >= config.vocab_size) {
+        return Err(Error::setting("token id", format!("below {}", config.vocab_size), id));
+    }
+    if let Some(id) = batch.type_ids().iter().find(|id| **id as usize >= config.type_vocab_size) {
+        return Err(Error::setting("token type id", format!("below {}", config.type_vocab_size), id));
+    }
+    let longest = (0..batch.n_sequences()).map(|s| batch.tokens_of(s).len()).max().unwrap_or(0);
+    if longest > config.max_position_embeddings {
+        let expected = format!("at most {} tokens", config.max_position_embeddings);
+        return Err(Error::setting("sequence", expected, longest));
+    }
+    Ok(())
 }

@@ -13,13 +13,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::tensor::{Part, Tensor, alone};
-use super::network::{AllBiases, Network, Slot};
+use super::network::{AllBiases, Network, Slot, check_batch};
 use super::pass::{Depth, Gradients, Heads, Pass, Plan};
 use super::split_logits;
 use crate::base::base::Base;
+use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head, Request};
 use crate::base::parameters::{Parameter, Role};
-use crate::device::batch::Batch;
+use crate::device::batch::{Batch, Target};
 use crate::device::ops::{Classifier, Dropout, Loss, Ops, Want};
 use crate::error::{Error, Result};
 
@@ -113,6 +114,7 @@ pub trait Training: Send {
 /// The state of training on one device.
 pub struct Trainer<D: Ops> {
     d: D,
+    config: Config,
     network: Network<D>,
     biases: AllBiases<D>,
     heads: Heads<D>,
@@ -184,9 +186,36 @@ impl<D: Ops> Trainer<D> {
         };
         let squares = d.zeros(groups, 1);
         let heads = Heads { classifier, poolers };
-        let mut trainer = Trainer { d, network, biases, heads, tensors, grads, squares, plan, steps: vec![0; groups] };
+        let mut trainer = Trainer {
+            d,
+            config: config.clone(),
+            network,
+            biases,
+            heads,
+            tensors,
+            grads,
+            squares,
+            plan,
+            steps: vec![0; groups],
+        };
         trainer.put_in_use()?;
         Ok(trainer)
+    }
+
+    /// Refuses a class that a sequence's head does not have, and more groups than runs.
+    fn check_targets(&self, batch: &Batch) -> Result<()> {
+        let n_outputs = &self.heads.classifier.n_outputs;
+        for (target, g) in batch.targets().iter().zip(batch.groups()) {
+            let Some(n) = n_outputs.get(*g) else {
+                return Err(Error::setting("group of a sequence", format!("below {}", n_outputs.len()), g));
+            };
+            if let Some(Target::Class(class)) = target
+                && *class as usize >= *n
+            {
+                return Err(Error::setting("class of a sequence", format!("below {n}"), class));
+            }
+        }
+        Ok(())
     }
 
     /// Puts base + difference of every trained tensor where the passes read it.
@@ -255,9 +284,8 @@ impl<D: Ops> Training for Trainer<D> {
         let groups = self.steps.len();
         let mut sequences = vec![0usize; groups];
         for batch in batches {
-            if batch.n_groups() > groups {
-                return Err(Error::Audit(format!("a batch of {} groups for {groups} runs", batch.n_groups())));
-            }
+            check_batch(&self.config, batch)?;
+            self.check_targets(batch)?;
             for (n, range) in sequences.iter_mut().zip(batch.sequences_by_group()) {
                 *n += range.len();
             }
@@ -348,6 +376,8 @@ impl<D: Ops> Training for Trainer<D> {
     }
 
     fn logits(&mut self, batch: &Arc<Batch>) -> Result<Vec<Vec<f32>>> {
+        check_batch(&self.config, batch)?;
+        self.check_targets(batch)?;
         let Trainer { d, network, biases, heads, .. } = self;
         let logits = d.run(|d| {
             d.begin(batch.clone(), Dropout::NONE);
