@@ -18,6 +18,7 @@ use bitfit::{Error, Result};
 use serde_json::json;
 
 use super::args::DeviceArgs;
+use super::output::say;
 
 /// Steps that are not counted: they fill the pool of buffers and the caches.
 const WARM_UP: usize = 3;
@@ -108,18 +109,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "peak_since_loading": counted_from_here,
     });
     if args.json {
-        println!("{found}");
+        say!("{found}");
         return Ok(());
     }
-    println!("{} {}, {} x {} tokens, f32, {threads} threads", args.shape, args.method, args.batch, args.length);
-    println!("{}", processor());
-    println!();
-    println!("  {:<24}{step_s:>10.4} s (median of {})", "a step", args.steps);
-    println!("  {:<24}{:>10.0}", "tokens a second", tokens as f64 / step_s);
-    println!("  {:<24}{gflops:>10.1}", "GFLOP/s");
+    say!("{} {}, {} x {} tokens, f32, {threads} threads", args.shape, args.method, args.batch, args.length);
+    say!("{}", processor());
+    say!("");
+    say!("  {:<24}{step_s:>10.4} s (median of {})", "a step", args.steps);
+    say!("  {:<24}{:>10.0}", "tokens a second", tokens as f64 / step_s);
+    say!("  {:<24}{gflops:>10.1}", "GFLOP/s");
     if let (Some(resident), Some(over_model)) = (resident, over_model) {
-        println!("  {:<24}{:>10.0} MB", "the model", resident / MB);
-        println!("  {:<24}{over_model:>10.0} MB", "peak over the model");
+        say!("  {:<24}{:>10.0} MB", "the model", resident / MB);
+        say!("  {:<24}{over_model:>10.0} MB", "peak over the model");
     }
     Ok(())
 }

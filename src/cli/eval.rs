@@ -11,6 +11,7 @@ use bitfit::{Error, Result};
 use serde_json::json;
 
 use super::args::{BaseArgs, ColumnArgs, DeviceArgs};
+use super::output::say;
 use super::progress::shown;
 
 /// Flags of `bitfit eval`.
@@ -66,15 +67,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "truncated": encoded.truncated,
             "skipped": rows.skipped,
         });
-        println!("{line}");
+        say!("{line}");
         return Ok(());
     }
-    println!("{}: {} on {split} ({} rows)", metadata.task, shown(&found.metrics), found.examples);
+    say!("{}: {} on {split} ({} rows)", metadata.task, shown(&found.metrics), found.examples);
     if encoded.truncated > 0 {
-        println!("cut to {} tokens: {} rows", metadata.max_length, encoded.truncated);
+        say!("cut to {} tokens: {} rows", metadata.max_length, encoded.truncated);
     }
     if rows.skipped > 0 {
-        println!("skipped {} broken rows", rows.skipped);
+        say!("skipped {} broken rows", rows.skipped);
     }
     Ok(())
 }

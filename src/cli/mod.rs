@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod eval;
+mod output;
 mod patch;
 mod predict;
 mod progress;

@@ -9,6 +9,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::args::BaseArgs;
+use super::output::{line, say};
 
 /// Flags of `bitfit patch`.
 #[derive(Debug, clap::Args)]
@@ -66,12 +67,12 @@ enum Command {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::Inspect { file, json } => inspect(&Patch::load(&file)?, json),
+        Command::Inspect { file, json } => inspect(&Patch::load(&file)?, json)?,
         Command::Verify { file, base } => {
             let patch = Patch::load(&file)?;
             let base = base.load()?;
             patch.check_base(&base)?;
-            println!("{}: whole, and made for base {}", file.display(), base.id());
+            say!("{}: whole, and made for base {}", file.display(), base.id());
         }
         Command::Export { run, epoch, dtype, output, overwrite } => {
             if output.exists() && !overwrite {
@@ -86,12 +87,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let patch = of_run(&run, epoch.as_deref())?;
             patch.save(&output, dtype)?;
             let m = patch.metadata();
-            println!("{}: {} of epoch {}, {}", output.display(), m.task, m.epoch, metrics(m));
+            say!("{}: {} of epoch {}, {}", output.display(), m.task, m.epoch, metrics(m));
         }
         Command::Merge { file, base, output } => {
             let patch = Patch::load(&file)?;
             merge::merge(&patch, &base.load()?, &output)?;
-            println!("{}: a whole model of {}", output.display(), patch.metadata().task);
+            say!("{}: a whole model of {}", output.display(), patch.metadata().task);
         }
     }
     Ok(())
@@ -110,10 +111,11 @@ fn metrics(m: &Metadata) -> String {
     if all.is_empty() { "no metrics".into() } else { format!("{all} on {}", m.split) }
 }
 
-fn inspect(patch: &Patch, as_json: bool) {
+fn inspect(patch: &Patch, as_json: bool) -> Result<()> {
     let m = patch.metadata();
     let tensors = patch.tensors();
-    let values: u64 = tensors.iter().map(|(_, shape)| shape.iter().product::<u64>()).sum();
+    let values = tensors.iter().filter(|(name, _)| !name.ends_with(".indices"));
+    let values: u64 = values.map(|(_, shape)| shape.iter().product::<u64>()).sum();
     if as_json {
         let found = json!({
             "task": m.task, "patch": patch.content_hash(), "problem_type": m.problem.name(), "labels": labels(m),
@@ -123,26 +125,27 @@ fn inspect(patch: &Patch, as_json: bool) {
             "metrics": m.metrics, "split": m.split, "epoch": m.epoch,
             "tensors": tensors.iter().map(|(name, shape)| json!({"name": name, "shape": shape})).collect::<Vec<_>>(),
         });
-        println!("{found}");
-        return;
+        say!("{found}");
+        return Ok(());
     }
-    let show = |name: &str, value: &str| println!("{name:12} {value}");
-    show("task", &m.task);
-    show("patch", patch.content_hash());
-    show("problem", m.problem.name());
+    let show = |name: &str, value: &str| line(format_args!("{name:12} {value}"));
+    show("task", &m.task)?;
+    show("patch", patch.content_hash())?;
+    show("problem", m.problem.name())?;
     if let Problem::Classes(labels) = &m.problem {
-        show("labels", &labels.join(", "));
+        show("labels", &labels.join(", "))?;
     }
-    show("texts", &format!("{}, cut at {} tokens", m.texts.count(), m.max_length));
-    show("trained", &m.selection);
-    show("base", &format!("{} ({})", m.base_id, m.base_fingerprint));
-    show("tokenizer", &m.tokenizer_fingerprint);
-    show("training", &m.training_digest);
-    show("metrics", &format!("{}, epoch {}", metrics(m), m.epoch));
-    show("tensors", &format!("{} of {values} values", tensors.len()));
+    show("texts", &format!("{}, cut at {} tokens", m.texts.count(), m.max_length))?;
+    show("trained", &m.selection)?;
+    show("base", &format!("{} ({})", m.base_id, m.base_fingerprint))?;
+    show("tokenizer", &m.tokenizer_fingerprint)?;
+    show("training", &m.training_digest)?;
+    show("metrics", &format!("{}, epoch {}", metrics(m), m.epoch))?;
+    show("tensors", &format!("{} of {values} values", tensors.len()))?;
     for (name, shape) in &tensors {
-        println!("  {name} {shape:?}");
+        say!("  {name} {shape:?}");
     }
+    Ok(())
 }
 
 /// The patch of a run: the one it kept, or that of an epoch.
@@ -153,7 +156,7 @@ fn of_run(run: &Path, epoch: Option<&str>) -> Result<Patch> {
     };
     let n = match epoch {
         "best" => best(run)?,
-        "last" => *epochs(run)?.last().ok_or_else(|| nothing(run))?,
+        "last" => last(run)?,
         n => n.parse().map_err(|_| Error::setting("--epoch", "a number, best or last", format_args!("`{n}`")))?,
     };
     let file = run.join("checkpoint").join(format!("epoch-{n}.safetensors"));
@@ -174,6 +177,14 @@ fn nothing(run: &Path) -> Error {
     Error::content(run, "this folder holds no epochs of a run; name the folder that --out named")
 }
 
+/// The last epoch of a run: of those kept, else that of its own patch (runs that train weights keep no others).
+fn last(run: &Path) -> Result<u32> {
+    match epochs(run)?.last() {
+        Some(epoch) => Ok(*epoch),
+        None => evaluations(run)?.last().map(|(epoch, _)| *epoch).ok_or_else(|| nothing(run)),
+    }
+}
+
 /// The epochs whose patches a run has kept, in order.
 fn epochs(run: &Path) -> Result<Vec<u32>> {
     let folder = run.join("checkpoint");
@@ -186,18 +197,24 @@ fn epochs(run: &Path) -> Result<Vec<u32>> {
 
 /// The epoch with the best main metric on the first dev split, from the run's record; of several, the first.
 fn best(run: &Path) -> Result<u32> {
-    let path = run.join("run.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    let record: Value = serde_json::from_str(&text).map_err(|e| Error::content(&path, e.to_string()))?;
-    let (split, metric) = (record["split"].as_str(), record["main_metric"].as_str());
-    let score = |e: &Value| e["metrics"].get(split?)?.get(metric?)?.as_f64();
-    let mut best: Option<(u64, f64)> = None;
-    for evaluation in record["evaluations"].as_array().into_iter().flatten() {
-        if let (Some(epoch), Some(score)) = (evaluation["epoch"].as_u64(), score(evaluation))
+    let mut best: Option<(u32, f64)> = None;
+    for (epoch, score) in evaluations(run)? {
+        if let Some(score) = score
             && best.is_none_or(|(_, so_far)| score > so_far)
         {
             best = Some((epoch, score));
         }
     }
-    best.map(|(epoch, _)| epoch as u32).ok_or_else(|| nothing(run))
+    best.map(|(epoch, _)| epoch).ok_or_else(|| nothing(run))
+}
+
+/// Every evaluation in a run's record: its epoch, and its main metric on the first dev split where there was one.
+fn evaluations(run: &Path) -> Result<Vec<(u32, Option<f64>)>> {
+    let path = run.join("run.json");
+    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let record: Value = serde_json::from_str(&text).map_err(|e| Error::content(&path, e.to_string()))?;
+    let (split, metric) = (record["split"].as_str(), record["main_metric"].as_str());
+    let score = |e: &Value| e["metrics"].get(split?)?.get(metric?)?.as_f64();
+    let of = |e: &Value| Some((u32::try_from(e["epoch"].as_u64()?).ok()?, score(e)));
+    Ok(record["evaluations"].as_array().into_iter().flatten().filter_map(of).collect())
 }

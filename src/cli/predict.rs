@@ -121,7 +121,7 @@ impl Args {
             label: None,
         };
         let mut rows = Rows::open(input, &columns)?;
-        let mut writer = RowWriter::new(tasks, &rows)?;
+        let mut writer = if self.json { None } else { Some(RowWriter::new(tasks, &rows)?) };
         let mut all = Predictions { of_tasks: vec![Vec::new(); tasks.len()], truncated: vec![0; tasks.len()] };
         loop {
             let chunk: Vec<Row> = rows.by_ref().take(CHUNK).collect::<Result<_>>()?;
@@ -131,10 +131,9 @@ impl Args {
             let text = |row: &Row| Input { text: row.text.clone(), text_pair: row.text_pair.clone() };
             let found = answer(&chunk.iter().map(text).collect::<Vec<_>>())?;
             count(truncated, &found);
-            if self.json {
-                all.of_tasks.iter_mut().zip(found.of_tasks).for_each(|(all, found)| all.extend(found));
-            } else {
-                writer.write(chunk, &found, out)?;
+            match &mut writer {
+                None => all.of_tasks.iter_mut().zip(found.of_tasks).for_each(|(all, found)| all.extend(found)),
+                Some(writer) => writer.write(chunk, &found, out)?,
             }
         }
         if self.json { line(out, &json::results(tasks, &all).to_string()) } else { Ok(()) }

@@ -27,6 +27,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::shipped::{HELD_OUT, TASKS, Task};
+use super::output::{quoted, say};
 use super::train::stop_on_ctrl_c;
 
 /// Where the run folders go, in the current folder.
@@ -63,23 +64,23 @@ pub fn run(_args: Args) -> anyhow::Result<()> {
     let base = Base::load(&BaseSpec::resolve(None)?)?;
     let encoder = Encoder::new(&base, DeviceName::Cpu, 0)?;
     let n_parameters: usize = base.parameters().iter().map(|p| p.len()).sum();
-    println!("One frozen base for all: {}, {} parameters\n", base.id(), thousands(n_parameters as u64));
+    say!("One frozen base for all: {}, {} parameters\n", base.id(), thousands(n_parameters as u64));
     for task in &TASKS {
-        println!("  {:8} {}", task.name, task.about);
+        say!("  {:8} {}", task.name, task.about);
     }
-    println!("\n200 rows each to learn from, 100 held out to be scored on; two runs a task:\n");
+    say!("\n200 rows each to learn from, 100 held out to be scored on; two runs a task:\n");
 
     let mut learned = Vec::new();
     for task in TASKS {
         learned.push(learn(task, &encoder, &stop).map_err(from_the_start)?);
     }
-    println!("\n{}\n", scores(&learned)?.trim_fmt());
-    println!("majority  the commonest label of the training rows, or their mean");
-    println!("frozen    the head alone, at a larger learning rate of its own");
-    println!("bitfit    the head and every bias: {} runs in {FOLDER}/\n", learned.len());
-    println!("Held-out rows of all tasks, answered in one batch over the one base:\n");
-    println!("{}\n", answers(&encoder, &learned)?.trim_fmt());
-    println!("Done in {:.0} s. To go on from here:\n\n{}", started.elapsed().as_secs_f64(), next_commands(&program));
+    say!("\n{}\n", scores(&learned)?.trim_fmt());
+    say!("majority  the commonest label of the training rows, or their mean");
+    say!("frozen    the head alone, at a larger learning rate of its own");
+    say!("bitfit    the head and every bias: {} runs in {FOLDER}/\n", learned.len());
+    say!("Held-out rows of all tasks, answered in one batch over the one base:\n");
+    say!("{}\n", answers(&encoder, &learned)?.trim_fmt());
+    say!("Done in {:.0} s. To go on from here:\n\n{}", started.elapsed().as_secs_f64(), next_commands(&program));
     Ok(())
 }
 
@@ -226,15 +227,6 @@ fn next_commands(program: &Path) -> String {
     text
 }
 
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=@,+".contains(&b);
-    if !word.is_empty() && word.bytes().all(is_plain) {
-        return word.to_string();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 /// 27267 as 27,267.
 fn thousands(n: u64) -> String {
     let digits = n.to_string();
@@ -281,13 +273,6 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_with_spaces_or_quotes_is_quoted_for_the_shell() {
-        assert_eq!(quoted("/usr/bin/bitfit"), "/usr/bin/bitfit");
-        assert_eq!(quoted("/my tools/bitfit"), "'/my tools/bitfit'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-    }
 
     #[test]
     fn numbers_are_parted_by_thousands() {

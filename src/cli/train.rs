@@ -12,6 +12,7 @@ use bitfit::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::args::{BaseArgs, ColumnArgs, DeviceArgs};
+use super::output::{quoted, say};
 use super::progress::{TrainProgress, shown};
 
 /// The share of a table that is held out where no dev file is given, and the name it goes by.
@@ -198,7 +199,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("{} is finished; nothing was left to do", args.out.display());
     }
     if args.json {
-        println!("{}", as_json(&outcome, &args.out))
+        say!("{}", as_json(&outcome, &args.out))
     } else {
         print!("{}", summary(&outcome, &args.out))
     }
@@ -290,11 +291,9 @@ pub(super) fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 
 /// The command that was given, with --resume in place of --overwrite.
 fn resume_command() -> String {
-    let plain =
-        |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:=@,+".contains(&b));
-    let quoted = |word: String| if plain(&word) { word } else { format!("'{}'", word.replace('\'', "'\\''")) };
-    let words = std::env::args().filter(|word| word != "--overwrite" && word != "--resume");
-    let words: Vec<String> = words.chain(["--resume".to_string()]).map(quoted).collect();
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let words = words.filter(|word| word != "--overwrite" && word != "--resume").chain(["--resume".to_string()]);
+    let words: Vec<String> = words.map(|word| quoted(&word)).collect();
     words.join(" ")
 }
 
@@ -318,7 +317,7 @@ fn as_json(outcome: &Outcome, out: &Path) -> Value {
     add("parameters", json!(record.parameters));
     add("truncated", record.data.iter().map(|(split, data)| (split.clone(), json!(data.truncated))).collect());
     add("patch", json!(record.patch));
-    add("file", json!(out.join("patch.safetensors")));
+    add("file", json!(out.join("patch.safetensors").display().to_string()));
     add("train_seconds", json!(record.train_seconds));
     add("tokens_per_s", json!(record.tokens_per_s));
     Value::Object(all)

@@ -83,7 +83,9 @@ pub fn training_batches(lengths: &[usize], batch_size: usize, seed: u64, epoch: 
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.shuffle(&mut rng);
     let mut batches = Vec::with_capacity(lengths.len().div_ceil(batch_size));
-    for pool in order.chunks_mut(POOL * batch_size) {
+    // At least four pools an epoch, so that small sets are shuffled well.
+    let pool = (order.len() / (4 * batch_size)).clamp(1, POOL);
+    for pool in order.chunks_mut(pool * batch_size) {
         // A stable sort: rows of one length stay shuffled.
         pool.sort_by_key(|&i| lengths[i]);
         let n_full = pool.len() / batch_size;

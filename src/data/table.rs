@@ -97,9 +97,10 @@ fn classes(found: BTreeSet<String>, path: &Path, column: &str) -> Result<Vec<Str
         let message = format!("all labels in `{column}` are `{only}`; a task needs at least two classes");
         return Err(Error::content(path, message));
     }
-    if labels.iter().all(|l| l.parse::<i64>().is_ok()) {
+    if numbers.is_some() {
         // Stable, so that `1` and `01` keep the order of their bytes.
-        labels.sort_by_key(|l| l.parse::<i64>().unwrap_or_default());
+        let number = |label: &String| label.parse::<f64>().unwrap_or_default();
+        labels.sort_by(|a, b| number(a).total_cmp(&number(b)));
     }
     Ok(labels)
 }

@@ -206,8 +206,8 @@ struct InUse<'t, D: Ops> {
 }
 
 impl<D: Ops> Runtime<D> {
-    pub(super) fn new(context: D, base: &Base) -> Result<Self> {
-        let network = Network::load(&context, base)?;
+    pub(super) fn new(mut context: D, base: &Base) -> Result<Self> {
+        let network = context.run(|d| Network::load(d, base))?;
         let mut biases = Vec::new();
         for p in base.parameters() {
             if let Role::Bias(term) = p.role {

@@ -125,6 +125,13 @@ pub(super) fn run_with(
     if let Some(stored) = &stored {
         identity.check_same(stored.identity(), folder.path())?;
     }
+    if job.existing == Existing::Resume && stored.is_none() && folder.patch().exists() {
+        return Err(Error::Usage(format!(
+            "{} holds a patch but no {}, so there is nothing to go on from; --overwrite trains anew in its place",
+            folder.path().display(),
+            state_path.display()
+        )));
+    }
     let checkpoint = stored.map(|stored| stored.into_checkpoint(&run)).transpose()?;
 
     let mut data = BTreeMap::new();

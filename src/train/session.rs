@@ -226,7 +226,8 @@ impl<'a> Session<'a> {
         if matches!(self.job.config.selection.method, Method::Bitfit | Method::Frozen) {
             self.patch(values, newest)?.save(&self.folder.epoch(epoch), Dtype::F32)?;
         }
-        self.checkpoint()
+        self.checkpoint()?;
+        self.record(None).save(&self.folder.record())
     }
 
     /// Whether an evaluation's main metric is above the best so far.

@@ -46,6 +46,8 @@ impl<R: Real> Cpu<R> {
             // As PyTorch: the factor is never above one, and a norm that is not finite is left to show itself.
             let clip = R::of((rule.max_grad_norm / (norm + CLIP_EPSILON)).min(1.0));
             let (b1, b2) = (R::of(rule.beta1), R::of(rule.beta2));
+            // 1 - beta in f64, as PyTorch: in f32 the difference loses half of its digits.
+            let (rest1, rest2) = (R::of(1.0 - rule.beta1), R::of(1.0 - rule.beta2));
             let steps = rule.step.min(i32::MAX as u64) as i32;
             let rate = R::of(rule.learning_rate / (1.0 - rule.beta1.powi(steps)));
             let root = R::of((1.0 - rule.beta2.powi(steps)).sqrt());
@@ -67,8 +69,8 @@ impl<R: Real> Cpu<R> {
                                 delta.iter_mut().zip(base).zip(grad).zip(m.iter_mut().zip(v.iter_mut()))
                             {
                                 let g = *g * clip;
-                                *m = b1.mul_add(*m, (R::ONE - b1) * g);
-                                *v = b2.mul_add(*v, (R::ONE - b2) * g * g);
+                                *m = b1.mul_add(*m, rest1 * g);
+                                *v = b2.mul_add(*v, rest2 * g * g);
                                 let step = rate * *m / (v.sqrt() / root + epsilon);
                                 *d = *d - decay * (*b + *d) - step;
                             }

@@ -57,7 +57,8 @@ impl<R: Real> Cpu<R> {
         let scale = R::of(1.0 / (d as f64).sqrt());
         let (mut o, mut lse) = (self.mat(q.space, h), self.mat(q.space, heads));
         let (queries, keys) = (self.rows_by_sequence(q.space), self.rows_by_sequence(k.space));
-        let longest = keys.iter().map(Range::len).max().unwrap_or(0);
+        // A power of two, so that batches of many lengths share a few sizes of scratch.
+        let longest = keys.iter().map(Range::len).max().unwrap_or(0).next_power_of_two();
         let room = (longest + 1) * longest;
         by_sequence(&mut o, &queries).into_par_iter().zip(by_sequence(&mut lse, &queries)).enumerate().for_each(
             |(s, (o, lse))| {
@@ -99,7 +100,8 @@ impl<R: Real> Cpu<R> {
         let d = h / heads;
         let scale = R::of(1.0 / (d as f64).sqrt());
         let (queries, keys) = (self.rows_by_sequence(q.space), self.rows_by_sequence(k.space));
-        let longest = keys.iter().map(Range::len).max().unwrap_or(0);
+        // A power of two, so that batches of many lengths share a few sizes of scratch.
+        let longest = keys.iter().map(Range::len).max().unwrap_or(0).next_power_of_two();
         let room = longest * (2 * longest + 2 * d + 1);
         let q_rows = by_sequence(&mut q, &queries);
         let k_rows = by_sequence(&mut k, &keys);

@@ -53,8 +53,7 @@ impl<R: Real> Pool<R> {
             state.peak = state.peak.max(state.live);
             state.free.get_mut(&room).and_then(Vec::pop)
         };
-        let mut data = reused.unwrap_or_else(|| vec![R::ZERO; room]);
-        data.truncate(room);
+        let data = reused.unwrap_or_else(|| vec![R::ZERO; room]);
         Buffer { data, len, pool: self.clone() }
     }
 

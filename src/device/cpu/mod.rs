@@ -93,9 +93,9 @@ impl<R: Real> Cpu<R> {
     /// A buffer of any content.
     fn mat(&self, space: Space, cols: usize) -> Mat<R> {
         let rows = self.rows(space);
-        // Token rows vary from step to step; first rows are few, so they take what they need.
-        let room = if space == Space::Tokens { self.room * cols } else { rows * cols };
-        Mat { rows, cols, space, data: self.pool.take(rows * cols, room) }
+        // Numbers of rows vary from step to step; buffers of a few sizes serve them all.
+        let room = if space == Space::Tokens { self.room } else { rows.next_power_of_two() };
+        Mat { rows, cols, space, data: self.pool.take(rows * cols, room * cols) }
     }
 
     fn zeros(&self, space: Space, cols: usize) -> Mat<R> {

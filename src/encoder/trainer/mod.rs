@@ -114,6 +114,8 @@ pub trait Training: Send {
 /// The state of training on one device.
 pub struct Trainer<D: Ops> {
     d: D,
+    /// For passes between steps: their batches are larger, and would make every buffer of a step as large.
+    between: D,
     config: Config,
     network: Network<D>,
     biases: AllBiases<D>,
@@ -187,6 +189,7 @@ impl<D: Ops> Trainer<D> {
         let squares = d.zeros(groups, 1);
         let heads = Heads { classifier, poolers };
         let mut trainer = Trainer {
+            between: d.fork(),
             d,
             config: config.clone(),
             network,
@@ -221,35 +224,38 @@ impl<D: Ops> Trainer<D> {
     /// Puts base + difference of every trained tensor where the passes read it.
     fn put_in_use(&mut self) -> Result<()> {
         let Trainer { d, network, biases, heads, tensors, .. } = self;
-        for t in tensors.iter() {
-            let held = || Error::Audit(format!("{} is held by a prediction; drop that before the next step", t.name));
-            let (base, delta) = (&t.values.base, &t.values.delta);
-            let at = t.entries.as_ref().map(|(_, at)| at);
-            match t.part {
-                Part::Base(Role::Bias(term), layer) => {
-                    if let Some(to) = biases.get_mut(term, layer) {
-                        d.sum(base, delta, at, to);
+        d.run(|d| {
+            for t in tensors.iter() {
+                let held =
+                    || Error::Audit(format!("{} is held by a prediction; drop that before the next step", t.name));
+                let (base, delta) = (&t.values.base, &t.values.delta);
+                let at = t.entries.as_ref().map(|(_, at)| at);
+                match t.part {
+                    Part::Base(Role::Bias(term), layer) => {
+                        if let Some(to) = biases.get_mut(term, layer) {
+                            d.sum(base, delta, at, to);
+                        }
                     }
-                }
-                Part::Base(role, layer) => match network.slot(role, layer) {
-                    Some(Slot::Gamma(to)) => d.sum(base, delta, at, Arc::get_mut(to).ok_or_else(held)?),
-                    Some(Slot::Matrix(to)) => {
-                        d.write_weight(base, delta, 0, at, Arc::get_mut(to).ok_or_else(held)?);
-                    }
-                    Some(Slot::Table(to)) => d.write_table(base, delta, at, Arc::get_mut(to).ok_or_else(held)?),
-                    None => {}
-                },
-                Part::Classifier => d.sum(base, delta, None, &mut heads.classifier.weight),
-                Part::ClassifierBias => d.sum(base, delta, None, &mut heads.classifier.bias),
-                Part::PoolerBias => d.sum(base, delta, None, &mut biases.pooler),
-                Part::Pooler => {
-                    for (g, to) in heads.poolers.iter_mut().flatten().enumerate() {
-                        d.write_weight(base, delta, g, None, Arc::get_mut(to).ok_or_else(held)?);
+                    Part::Base(role, layer) => match network.slot(role, layer) {
+                        Some(Slot::Gamma(to)) => d.sum(base, delta, at, Arc::get_mut(to).ok_or_else(held)?),
+                        Some(Slot::Matrix(to)) => {
+                            d.write_weight(base, delta, 0, at, Arc::get_mut(to).ok_or_else(held)?);
+                        }
+                        Some(Slot::Table(to)) => d.write_table(base, delta, at, Arc::get_mut(to).ok_or_else(held)?),
+                        None => {}
+                    },
+                    Part::Classifier => d.sum(base, delta, None, &mut heads.classifier.weight),
+                    Part::ClassifierBias => d.sum(base, delta, None, &mut heads.classifier.bias),
+                    Part::PoolerBias => d.sum(base, delta, None, &mut biases.pooler),
+                    Part::Pooler => {
+                        for (g, to) in heads.poolers.iter_mut().flatten().enumerate() {
+                            d.write_weight(base, delta, g, None, Arc::get_mut(to).ok_or_else(held)?);
+                        }
                     }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 
@@ -378,7 +384,7 @@ impl<D: Ops> Training for Trainer<D> {
     fn logits(&mut self, batch: &Arc<Batch>) -> Result<Vec<Vec<f32>>> {
         check_batch(&self.config, batch)?;
         self.check_targets(batch)?;
-        let Trainer { d, network, biases, heads, .. } = self;
+        let Trainer { between: d, network, biases, heads, .. } = self;
         let logits = d.run(|d| {
             d.begin(batch.clone(), Dropout::NONE);
             let rows = Pass { network, biases }.logits(d, heads);
