@@ -55,6 +55,8 @@ fn whole_numbers_are_ordered_as_numbers() {
     assert_eq!(labels(&data), ["-1", "9", "10"]);
     let data = read("a.csv", "text,label\na,10\nb,9\nc,x\n", false, None).unwrap();
     assert_eq!(labels(&data), ["10", "9", "x"]);
+    let data = read("a.csv", "text,label\na,10.0\nb,2.0\nc,1.0\n", false, None).unwrap();
+    assert_eq!(labels(&data), ["1.0", "2.0", "10.0"]);
 }
 
 #[test]

@@ -86,3 +86,21 @@ fn files_that_are_no_patches_are_refused() {
     let base = tiny().join("model.safetensors");
     run(["patch", "verify", text(&base), "--base", text(&tiny())]).refused(1, &["model.safetensors"]);
 }
+
+/// A full device on Linux: every write to it fails.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_that_cannot_be_written_is_an_error_and_no_panic() {
+    let place = tempfile::tempdir().unwrap();
+    let rows = write(place.path(), "films.csv", table(40));
+    let out = place.path().join("films");
+    train(&rows, &out, &["--epochs", "1"]).ok();
+    let file = out.join("patch.safetensors");
+    for more in [&["inspect", text(&file)][..], &["inspect", text(&file), "--json"], &["verify", text(&file)]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command::bitfit().arg("patch").args(more).stdout(full).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{more:?}: {message}");
+        assert!(message.contains("standard output") && !message.contains("panicked"), "{message}");
+    }
+}

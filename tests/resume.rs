@@ -122,3 +122,15 @@ fn a_folder_with_a_run_is_refused_and_overwriting_leaves_other_files() {
     assert!(!out.join("checkpoint/epoch-2.safetensors").exists());
     assert_eq!(fs::read_to_string(notes).unwrap(), "mine");
 }
+
+#[test]
+fn a_finished_run_whose_checkpoint_was_removed_is_not_trained_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = write(folder.path(), "films.csv", table(40));
+    let out = folder.path().join("run");
+    train(&rows, &out, &["--epochs", "1"]).ok();
+    let before = patch(&out);
+    fs::remove_dir_all(out.join("checkpoint")).unwrap();
+    train(&rows, &out, &["--epochs", "1", "--seed", "5", "--resume"]).refused(2, &["nothing to go on from"]);
+    assert!(patch(&out) == before, "the patch is left as it was");
+}
