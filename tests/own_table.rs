@@ -172,3 +172,17 @@ fn rows_stream_with_all_that_stood_in_them() {
     assert_eq!(rows[1].fields, Fields::Columns(vec!["8".into(), "b\nc".into()]));
     assert_eq!((rows[1].text.as_str(), &rows[1].label), ("b\nc", &None));
 }
+
+#[test]
+fn a_quote_that_would_swallow_text_or_rows_is_refused_with_its_line() {
+    let refused = |name: &str, text: &str, at: &str| {
+        let message = read(name, text, false, None).unwrap_err().to_string();
+        assert!(message.contains(at) && message.contains("double quote"), "{message}");
+    };
+    refused("a.tsv", "text\tlabel\na\t0\n\"Hello\" he said\t1\n", "a.tsv:3");
+    refused("a.csv", "text,label\na,0\n\"Hello\" he said,1\n", "a.csv:3");
+    refused("a.tsv", "text\tlabel\na\t0\n\"Hello he said\t1\nb\t0\nand \"c\t1\n\"d\"\t1\n", "a.tsv:3");
+    // A line break inside quotes is a table's own in CSV.
+    let data = read("a.csv", "text,label\n\"a\nb\",0\nc,1\n", false, None).unwrap();
+    assert_eq!(data.examples[0].text, "a\nb");
+}

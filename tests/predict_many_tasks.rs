@@ -194,6 +194,7 @@ fn wrong_uses_are_refused_and_leave_nothing() {
     let mixed = ["--patch", text(&t.good), "--patch", text(&t.pair), "--text", "a film"];
     predict(&mixed).refused(2, &["both"]);
     with(&["--text", "  "]).refused(2, &["words"]);
+    with(&["--text", "a film", "--text-column", "x"]).refused(2, &["--text-column goes with --input"]);
     with(&[]).refused(2, &["--input"]);
     let csv = |name: &str, content: &[u8]| write(at, name, content);
     let file = csv("other.csv", b"sentence,id\nthe film,1\n");

@@ -4,6 +4,14 @@ use bitfit::base::{Base, BaseSpec};
 use bitfit::device::DeviceName;
 use bitfit::encoder::Encoder;
 
+/// Refuses flags that mean something only beside `with`, which was not given.
+pub fn refuse(with: &str, flags: &[(&str, bool)]) -> bitfit::Result<()> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(bitfit::Error::Usage(format!("{flag} goes with {with}, which is not given"))),
+        None => Ok(()),
+    }
+}
+
 /// Which base.
 #[derive(Debug, clap::Args)]
 pub struct BaseArgs {

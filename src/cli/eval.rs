@@ -10,7 +10,7 @@ use bitfit::train::evaluate;
 use bitfit::{Error, Result};
 use serde_json::json;
 
-use super::args::{BaseArgs, ColumnArgs, DeviceArgs};
+use super::args::{BaseArgs, ColumnArgs, DeviceArgs, refuse};
 use super::output::say;
 use super::progress::shown;
 
@@ -47,6 +47,17 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     args.device.check()?;
+    match args.data {
+        Some(_) => refuse(
+            "--input",
+            &[
+                ("--text-column", args.columns.text_column.is_some()),
+                ("--text-pair-column", args.columns.text_pair_column.is_some()),
+                ("--label-column", args.label_column.is_some()),
+            ],
+        )?,
+        None => refuse("--data", &[("--split", args.split.is_some())])?,
+    }
     let patch = Patch::load(&args.patch)?;
     let (split, rows) = args.rows(&patch)?;
     let base = args.base.load()?;
@@ -105,19 +116,15 @@ impl Args {
         let Some(input) = &self.input else {
             return Err(Error::Usage("give --data DIR, or --input FILE".into()));
         };
-        let pair = self.columns.text_pair_column.clone();
-        match (metadata.texts, &pair) {
-            (Texts::Two, None) => {
-                let message =
-                    format!("`{}` is a task of two texts: name the second (--text-pair-column)", metadata.task);
-                return Err(Error::Usage(message));
-            }
+        let given = self.columns.text_pair_column.clone();
+        let pair = match (metadata.texts, given) {
             (Texts::One, Some(_)) => {
                 let message = format!("`{}` is a task of one text: leave --text-pair-column away", metadata.task);
                 return Err(Error::Usage(message));
             }
-            _ => {}
-        }
+            (Texts::One, None) => None,
+            (Texts::Two, given) => Some(given.unwrap_or_else(|| "text_pair".into())),
+        };
         let columns = Columns {
             text: self.columns.text_column.clone().unwrap_or_else(|| "text".into()),
             text_pair: pair,

@@ -13,7 +13,7 @@ use bitfit::predict::{Input, Prediction, Predictions, TaskPatch, json, predict};
 use bitfit::{Error, Result};
 use serde_json::Value;
 
-use super::args::{BaseArgs, ColumnArgs, DeviceArgs};
+use super::args::{BaseArgs, ColumnArgs, DeviceArgs, refuse};
 
 /// Rows that are read before they are answered: enough to make full batches of like lengths.
 const CHUNK: usize = 512;
@@ -57,6 +57,16 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     args.device.check()?;
+    match args.input {
+        Some(_) => refuse("--text", &[("--text-pair", args.text_pair.is_some())])?,
+        None => refuse(
+            "--input",
+            &[
+                ("--text-column", args.columns.text_column.is_some()),
+                ("--text-pair-column", args.columns.text_pair_column.is_some()),
+            ],
+        )?,
+    }
     if let Some(output) = args.output.as_ref().filter(|output| output.exists() && !args.overwrite) {
         return Err(Error::Usage(format!("{} is there already; --overwrite replaces it", output.display())).into());
     }

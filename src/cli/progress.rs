@@ -42,7 +42,7 @@ impl TrainProgress {
                     rows.join(", ")
                 );
                 if self.is_terminal {
-                    let style = "{bar:24} {pos}/{len}  {msg}  {eta} left";
+                    let style = "{bar:12} {pos}/{len}  {eta} left  {wide_msg}";
                     let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
                     self.bar.set_style(style);
                     self.bar.set_length(steps);

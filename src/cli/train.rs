@@ -11,7 +11,7 @@ use bitfit::train::{Existing, Job, Options, Outcome, run as train};
 use bitfit::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::args::{BaseArgs, ColumnArgs, DeviceArgs};
+use super::args::{BaseArgs, ColumnArgs, DeviceArgs, refuse};
 use super::output::{quoted, say};
 use super::progress::{TrainProgress, shown};
 
@@ -216,11 +216,17 @@ impl Args {
     fn source(&self) -> Result<Source<'_>> {
         match (&self.task, &self.data, &self.train) {
             (Some(name), Some(folder), _) => {
-                if self.columns.text_column.is_some() || self.columns.text_pair_column.is_some() {
-                    return Err(Error::Usage(
-                        "--text-column and --text-pair-column are for --train, not --task".into(),
-                    ));
-                }
+                refuse(
+                    "--train",
+                    &[
+                        ("--dev", self.dev.is_some()),
+                        ("--text-column", self.columns.text_column.is_some()),
+                        ("--text-pair-column", self.columns.text_pair_column.is_some()),
+                        ("--label-column", self.label_column.is_some()),
+                        ("--regression", self.regression),
+                        ("--name", self.name.is_some()),
+                    ],
+                )?;
                 Ok(Source::Glue { task: task(name)?, folder })
             }
             (Some(name), None, _) => {

@@ -14,7 +14,8 @@ use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 use super::lines::{Source, utf8, without_mark};
 use crate::error::{Error, Result};
 
-/// A file with a header row. Fields are quoted as in RFC 4180, and as pandas writes them, in TSV too.
+/// A file with a header row. Fields are quoted as in RFC 4180, and as pandas writes them, in TSV too. A quote that is
+/// part of a text and not written so would swallow what follows it, without a word: where that shows, it is refused.
 pub(super) struct Delimited {
     path: PathBuf,
     reader: csv::Reader<Watch>,
@@ -94,7 +95,14 @@ impl Delimited {
         if !more {
             return Ok(None);
         }
-        let line = self.reader.get_mut().starts.pop_front().unwrap_or(0);
+        let watch = self.reader.get_mut();
+        let line = watch.starts.pop_front().unwrap_or(0);
+        let in_this_record = |bad: &u64| watch.starts.front().is_none_or(|next| bad < next);
+        if let Some(bad) = watch.stray.filter(in_this_record) {
+            let message = "a double quote at the beginning of a field here does not end it; write a quote that is part \
+                           of the text twice, inside a quoted field, or give the rows as JSONL";
+            return Err(Error::line(&self.path, bad, message));
+        }
         let fields = self.record.iter().map(|field| Ok(utf8(field, &self.path, line)?.to_string()));
         Ok(Some((line, fields.collect::<Result<_>>()?)))
     }
@@ -109,6 +117,9 @@ struct Watch {
     starts: VecDeque<u64>,
     /// Line of the last quote that opened a field.
     quote: u64,
+    /// Line of the first field whose quotes are not those of a table: text behind the closing one, or, in TSV, where
+    /// it is all but always a quote of the text, a line break inside.
+    stray: Option<u64>,
     separator: u8,
     ended: bool,
 }
@@ -126,13 +137,27 @@ enum At {
 
 impl Watch {
     fn new(source: Source, separator: u8) -> Self {
-        Watch { source, at: At::Record, line: 1, starts: VecDeque::new(), quote: 0, separator, ended: false }
+        Watch {
+            source,
+            at: At::Record,
+            line: 1,
+            starts: VecDeque::new(),
+            quote: 0,
+            stray: None,
+            separator,
+            ended: false,
+        }
     }
 
     fn pass(&mut self, byte: u8) {
         if self.at == At::Record && !matches!(byte, b'\r' | b'\n') {
             self.starts.push_back(self.line);
             self.at = At::Field;
+        }
+        let ends = byte == self.separator || matches!(byte, b'\r' | b'\n' | b'"');
+        let breaks = self.separator == b'\t' && byte == b'\n';
+        if (self.at == At::Quote && !ends) || (self.at == At::Quoted && breaks) {
+            self.stray.get_or_insert(self.quote);
         }
         self.at = match (self.at, byte) {
             (At::Quoted, b'"') => At::Quote,
