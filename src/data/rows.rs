@@ -86,7 +86,7 @@ pub struct Rows {
 }
 
 enum Reader {
-    Delimited { file: Delimited, text: usize, text_pair: Option<usize>, label: Option<usize> },
+    Delimited { file: Box<Delimited>, text: usize, text_pair: Option<usize>, label: Option<usize> },
     Jsonl(Lines),
 }
 
@@ -122,7 +122,7 @@ impl Rows {
                 text: file.place(&columns.text)?,
                 text_pair: columns.text_pair.as_ref().map(|c| file.place(c)).transpose()?,
                 label: columns.label.as_ref().map(|c| file.place(c)).transpose()?,
-                file,
+                file: Box::new(file),
             })
         };
         let reader = match format {
