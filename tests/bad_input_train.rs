@@ -226,8 +226,10 @@ fn eval_refuses_what_does_not_fit_the_patch() {
     let out = place.folder.path().join("two");
     train(&two, &out, &["--epochs", "1", "--regression", "--text-pair-column", "text_pair"]).ok();
     let two_patch = out.join("patch.safetensors");
-    let answer = run(["eval", "--patch", two_patch.to_str().unwrap(), "--input", two.to_str().unwrap()]);
-    answer.refused(2, &["pairs", "two texts"]);
+    // The second text has the name that `predict` takes too; a table without it lists what it has.
+    run(["eval", "--patch", two_patch.to_str().unwrap(), "--input", two.to_str().unwrap()]).ok();
+    run(["eval", "--patch", two_patch.to_str().unwrap(), "--input", rows]).refused(1, &["`text_pair`", "text"]);
+    run(["eval", "--patch", file, "--data", ".", "--label-column", "x"]).refused(2, &["--label-column goes with"]);
 }
 
 #[test]
