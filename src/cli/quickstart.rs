@@ -213,11 +213,21 @@ fn next_commands(program: &Path) -> String {
     let train = format!("{program} train");
     add(
         "one text through two tasks at once",
-        &[&predict, &tone, &urgency, "--text \"The lift stopped between floors again and nobody answers the bell!\""],
+        &[
+            &predict,
+            &tone,
+            &urgency,
+            "--text \"The boiler has failed again and there is no heating in the whole building.\"",
+        ],
     );
     add(
         "a pair of texts",
-        &[&predict, &answers, "--text \"When does the bakery open?\"", "--text-pair \"At six, on Sundays at eight.\""],
+        &[
+            &predict,
+            &answers,
+            "--text \"When does the bakery open on Sundays?\"",
+            "--text-pair \"The bakery opens at eight on Sundays, two hours later than on weekdays.\"",
+        ],
     );
     add(
         "your own table: CSV, TSV or JSONL with a column of texts and one of labels",
