@@ -12,7 +12,7 @@ use bitfit::patch::{Dtype, Metadata, Patch, candle, delta, merge};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::bert::BertModel;
 use safetensors::SafeTensors;
-use tiny_base::{folder, patch, two};
+use tiny_base::{folder, patch, two, weights};
 
 /// Base plus difference, by canonical name.
 fn expected(base: &Base, patch: &Patch) -> BTreeMap<String, Vec<f32>> {
@@ -49,7 +49,7 @@ fn a_patch_for_another_base_or_tokenizer_is_refused_by_name() {
     let base = folder(place.path(), true);
     let patch = patch(&base, "bitfit", two());
     let memory = |seed: u64, do_lower_case: bool| {
-        let weights = Base::random(Config::tiny(), seed);
+        let weights = weights(seed);
         let tensors = weights.parameters().iter().map(|p| (p.name.clone(), weights.tensor(&p.name).unwrap()));
         let vocab = std::fs::read_to_string(place.path().join("vocab.txt")).unwrap();
         let tokenizer = Tokenizer::from_vocab(vocab.lines().map(String::from).collect(), do_lower_case).unwrap();
