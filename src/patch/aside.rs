@@ -9,12 +9,21 @@ use tempfile::Builder;
 use crate::error::{Error, Result};
 
 /// Writes a file through `write` so that no reader, and no crash, ever meets half of it: the bytes go to a temporary
-/// file in the same folder, which is synced and renamed over `path`. A file that was there before is replaced.
+/// file in the same folder, which is synced and renamed over `path`. A file that was there before is replaced; a link
+/// stays, and what it leads to is replaced.
 ///
 /// # Errors
 ///
-/// Whatever the operating system refuses, naming `path`; the temporary file is then removed.
+/// Where `path` is there and is no file (a folder, a device, a pipe), before `write` is called; and whatever the
+/// operating system refuses, naming `path`: the temporary file is then removed.
 pub fn write_aside(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    // A rename would put a file in the place of whatever stands there, a device among others.
+    let found = match std::fs::canonicalize(path) {
+        Ok(found) if found.is_file() => found,
+        Ok(_) => return Err(Error::setting("file to write", "a file, or a name that is free", path.display())),
+        Err(_) => path.to_path_buf(),
+    };
+    let path = &*found;
     let folder = parent(path);
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let prefix = format!(".{name}.");
@@ -61,6 +70,25 @@ mod tests {
         assert!(message.contains("a.txt") && message.contains("free some space"), "{message}");
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_and_what_is_no_file_is_refused_and_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link, socket) =
+            (folder.path().join("file"), folder.path().join("link"), folder.path().join("socket"));
+        std::fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_aside(&link, |f| f.write_all(b"new")).unwrap();
+        assert!(link.is_symlink() && std::fs::read(&file).unwrap() == b"new");
+
+        let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [&socket, &folder.path().to_path_buf()] {
+            let never = |_: &mut dyn Write| panic!("nothing is written to {}", path.display());
+            assert!(write_aside(path, never).unwrap_err().to_string().contains("expected a file"));
+        }
+        assert!(!socket.is_file());
     }
 
     #[cfg(unix)]
