@@ -8,7 +8,7 @@ use std::path::Path;
 use bitfit::Kind;
 use bitfit::base::problem::Problem;
 use bitfit::base::{Base, Config, Tokenizer};
-use bitfit::patch::{Dtype, Metadata, Patch, candle, delta, merge};
+use bitfit::patch::{Dtype, Metadata, Patch, candle, merge};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::bert::BertModel;
 use safetensors::SafeTensors;
@@ -19,7 +19,7 @@ fn expected(base: &Base, patch: &Patch) -> BTreeMap<String, Vec<f32>> {
     let mut all: BTreeMap<_, _> =
         base.parameters().iter().map(|p| (p.name.clone(), base.tensor(&p.name).unwrap())).collect();
     for (name, change) in &patch.delta().changes {
-        delta::apply(change, all.get_mut(name).unwrap());
+        change.add_to(name, all.get_mut(name).unwrap()).unwrap();
     }
     let head = patch.delta().head.clone();
     all.insert("classifier.weight".into(), head.weight);

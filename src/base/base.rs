@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::checkpoint::Checkpoint;
-use super::config::{self, Config};
+use super::config::{self, CONFIG, Config};
 use super::fingerprint::Fingerprint;
 use super::hub::{self, Download};
 use super::parameters::{Parameter, Role, parameters};
@@ -20,8 +20,6 @@ use super::spec::BaseSpec;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
-/// The file that says what a folder's model is.
-pub(super) const CONFIG: &str = "config.json";
 /// What is hashed into a base's fingerprint, and in which order, is version 1.
 const KIND: &str = "bitfit base 1";
 

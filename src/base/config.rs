@@ -62,6 +62,9 @@ impl Activation {
     }
 }
 
+/// The file that says what a folder's model is.
+pub(super) const CONFIG: &str = "config.json";
+
 /// Architectures that can be loaded, as config.json's `model_type` names them.
 pub const SUPPORTED: [&str; 1] = ["bert"];
 

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::{Error, Result};
+
 /// What is wanted of one base tensor in training.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -25,6 +27,36 @@ pub enum Change {
         /// One value a position.
         values: Vec<f32>,
     },
+}
+
+impl Change {
+    /// Adds it to its tensor (row-major, all of its entries), in f32; `name` is the tensor's, for the error.
+    ///
+    /// # Errors
+    ///
+    /// Where it is not for a tensor of this length.
+    pub fn add_to(&self, name: &str, tensor: &mut [f32]) -> Result<()> {
+        let same = |expected: usize, found: usize| match expected == found {
+            true => Ok(()),
+            false => Err(Error::setting(name, format!("{expected} values"), found)),
+        };
+        match self {
+            Change::Dense(values) => {
+                same(tensor.len(), values.len())?;
+                tensor.iter_mut().zip(values).for_each(|(entry, value)| *entry += *value);
+            }
+            Change::Sparse { indices, values } => {
+                same(indices.len(), values.len())?;
+                for (i, value) in indices.iter().zip(values) {
+                    let n = tensor.len();
+                    let at = usize::try_from(*i).ok().filter(|at| *at < n);
+                    let beyond = || Error::setting(name, format!("a position below {n}"), i);
+                    tensor[at.ok_or_else(beyond)?] += *value;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A task's head: the classifier and, where the base has none to share, its own pooler.

@@ -64,8 +64,13 @@ impl Fingerprint {
 
     /// The hash in 64 hexadecimal digits.
     pub(super) fn finish(self) -> String {
-        self.bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.bytes())
     }
+}
+
+/// A hash in hexadecimal digits, as every fingerprint is written.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -44,8 +44,8 @@ mod online {
     use sha2::{Digest, Sha256};
 
     use super::*;
-    use crate::base::base::CONFIG;
     use crate::base::checkpoint::{WEIGHTS, shards};
+    use crate::base::config::CONFIG;
 
     /// Brings a base's files into the cache and returns the folder they are in.
     ///
@@ -289,6 +289,6 @@ mod online {
                 n => hash.update(&buffer[..n]),
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(crate::base::hex(&hash.finalize()))
     }
 }

@@ -18,6 +18,7 @@ pub mod tokenizer;
 
 pub use base::Base;
 pub use config::Config;
+pub(crate) use fingerprint::hex;
 pub use hub::Download;
 pub use spec::BaseSpec;
 pub use tokenizer::{Encoding, Tokenizer};

@@ -18,9 +18,6 @@ use super::args::{BaseArgs, ColumnArgs, DeviceArgs, refuse};
 /// Rows that are read before they are answered: enough to make full batches of like lengths.
 const CHUNK: usize = 512;
 
-/// Stands for the output in an error until its own name is known.
-const OUTPUT: &str = "the output";
-
 /// Flags of `bitfit predict`.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("texts").required(true).args(["text", "input"]))]
@@ -75,12 +72,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let tasks: Vec<TaskPatch> = args.patch.iter().map(|p| TaskPatch::load(p, &encoder)).collect::<Result<_>>()?;
     let mut answer = |inputs: &[Input]| predict(&encoder, &tasks, inputs);
     let mut truncated = vec![0; tasks.len()];
-    let mut write = |out: &mut dyn Write| match &args.input {
-        None => args.answer_text(&tasks, &mut answer, &mut truncated, out),
-        Some(input) => args.answer_rows(input, &tasks, &mut answer, &mut truncated, out),
+    let mut write = |mut out: Output| match &args.input {
+        None => args.answer_text(&tasks, &mut answer, &mut truncated, &mut out),
+        Some(input) => args.answer_rows(input, &tasks, &mut answer, &mut truncated, &mut out),
     };
     match &args.output {
-        None => write(&mut io::stdout().lock())?,
+        None => write(Output { to: &mut io::stdout().lock(), name: Path::new("standard output") })?,
         Some(output) => aside(output, write)?,
     }
     for (task, truncated) in tasks.iter().zip(truncated).filter(|(_, truncated)| *truncated > 0) {
@@ -88,6 +85,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("{name}: {truncated} of the texts were longer than {most} tokens and were cut");
     }
     Ok(())
+}
+
+/// Where answers go, and its name for an error.
+struct Output<'a> {
+    to: &'a mut dyn Write,
+    name: &'a Path,
+}
+
+impl Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.to.write_all(bytes).map_err(Error::io("write to", self.name))
+    }
+
+    fn line(&mut self, text: &str) -> Result<()> {
+        self.write(format!("{text}\n").as_bytes())
+    }
 }
 
 type Answer<'a> = &'a mut dyn FnMut(&[Input]) -> Result<Predictions>;
@@ -98,19 +111,19 @@ impl Args {
         tasks: &[TaskPatch],
         answer: Answer,
         truncated: &mut [usize],
-        out: &mut dyn Write,
+        out: &mut Output,
     ) -> Result<()> {
         let input = Input { text: self.text.clone().unwrap_or_default(), text_pair: self.text_pair.clone() };
         let found = answer(&[input])?;
         count(truncated, &found);
         if self.json {
-            return line(out, &json::results(tasks, &found).to_string());
+            return out.line(&json::results(tasks, &found).to_string());
         }
         let names = names(tasks);
         let widest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
         for ((name, task), predictions) in names.iter().zip(tasks).zip(&found.of_tasks) {
             let cells = predictions.iter().flat_map(|p| cells(&task.patch().metadata().problem, p));
-            line(out, &format!("{name:widest$}  {}", cells.collect::<Vec<_>>().join("  ")))?;
+            out.line(&format!("{name:widest$}  {}", cells.collect::<Vec<_>>().join("  ")))?;
         }
         Ok(())
     }
@@ -121,7 +134,7 @@ impl Args {
         tasks: &[TaskPatch],
         answer: Answer,
         truncated: &mut [usize],
-        out: &mut dyn Write,
+        out: &mut Output,
     ) -> Result<()> {
         let pairs = tasks.iter().all(|task| task.patch().metadata().texts == Texts::Two);
         let default_pair = pairs.then(|| "text_pair".to_string());
@@ -146,7 +159,7 @@ impl Args {
                 Some(writer) => writer.write(chunk, &found, out)?,
             }
         }
-        if self.json { line(out, &json::results(tasks, &all).to_string()) } else { Ok(()) }
+        if self.json { out.line(&json::results(tasks, &all).to_string()) } else { Ok(()) }
     }
 }
 
@@ -205,19 +218,20 @@ impl RowWriter {
         Ok(RowWriter { format: rows.format(), header, names, problems })
     }
 
-    fn write(&mut self, rows: Vec<Row>, found: &Predictions, out: &mut dyn Write) -> Result<()> {
+    fn write(&mut self, rows: Vec<Row>, found: &Predictions, out: &mut Output) -> Result<()> {
         let separator = if self.format == Format::Tsv { b'\t' } else { b',' };
         let mut table = csv::WriterBuilder::new().delimiter(separator).from_writer(Vec::new());
+        let in_memory = |e: csv::Error| Error::io("write to", out.name)(io::Error::other(e));
         let mut text = Vec::new();
         if let Some(header) = self.header.take() {
-            record(&mut table, &header)?;
+            table.write_record(&header).map_err(in_memory)?;
         }
         for (i, row) in rows.into_iter().enumerate() {
             let answers = found.of_tasks.iter().map(|of_task| &of_task[i]);
             match row.fields {
                 Fields::Columns(mut fields) => {
                     fields.extend(self.problems.iter().zip(answers).flat_map(|(problem, p)| cells(problem, p)));
-                    record(&mut table, &fields)?;
+                    table.write_record(&fields).map_err(in_memory)?;
                 }
                 Fields::Object(mut object) => {
                     for ((name, problem), p) in self.names.iter().zip(&self.problems).zip(answers) {
@@ -231,35 +245,20 @@ impl RowWriter {
                 }
             }
         }
-        let table = table.into_inner().map_err(|e| output(e.into_error()))?;
-        out.write_all(&table).and_then(|()| out.write_all(&text)).map_err(output)
+        let table = table.into_inner().map_err(|e| Error::io("write to", out.name)(e.into_error()))?;
+        out.write(&table)?;
+        out.write(&text)
     }
 }
 
-fn record(table: &mut csv::Writer<Vec<u8>>, fields: &[String]) -> Result<()> {
-    table.write_record(fields).map_err(|e| output(io::Error::other(e)))
-}
-
-fn line(out: &mut dyn Write, text: &str) -> Result<()> {
-    writeln!(out, "{text}").map_err(output)
-}
-
-fn output(e: io::Error) -> Error {
-    Error::io("write to", OUTPUT)(e)
-}
-
 /// Writes a file aside and renames it once it is whole; an error of `write` leaves nothing.
-fn aside(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+fn aside(path: &Path, write: impl FnOnce(Output) -> Result<()>) -> Result<()> {
     let mut failed = None;
-    let written = write_aside(path, |out| {
-        write(out).map_err(|error| {
+    let written = write_aside(path, |to| {
+        write(Output { to, name: path }).map_err(|error| {
             failed = Some(error);
             io::Error::other("not answered")
         })
     });
-    match failed {
-        Some(Error::Io { reason, path: to, .. }) if to == Path::new(OUTPUT) => Err(Error::io("write", path)(reason)),
-        Some(error) => Err(error),
-        None => written,
-    }
+    failed.map_or(written, Err)
 }

@@ -14,7 +14,7 @@ pub struct TrainProgress {
     /// Of the steps since the last evaluation.
     losses: (f64, u64),
     tokens_per_s: f64,
-    best: String,
+    latest: String,
 }
 
 impl TrainProgress {
@@ -22,7 +22,7 @@ impl TrainProgress {
     pub fn new() -> Self {
         let is_terminal = std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        TrainProgress { bar, is_terminal, steps: 0, losses: (0.0, 0), tokens_per_s: 0.0, best: String::new() }
+        TrainProgress { bar, is_terminal, steps: 0, losses: (0.0, 0), tokens_per_s: 0.0, latest: String::new() }
     }
 
     /// Shows an event.
@@ -54,13 +54,13 @@ impl TrainProgress {
             Event::Step { step, epoch, loss, tokens_per_s, .. } => {
                 self.losses = (self.losses.0 + loss, self.losses.1 + 1);
                 self.tokens_per_s = tokens_per_s;
-                let best = &self.best;
-                self.bar.set_message(format!("epoch {epoch}  loss {loss:.4}{best}  {tokens_per_s:.0} tokens/s"));
+                let latest = &self.latest;
+                self.bar.set_message(format!("epoch {epoch}  loss {loss:.4}{latest}  {tokens_per_s:.0} tokens/s"));
                 self.bar.set_position(step);
             }
             Event::Evaluated { step, epoch, split, main_metric, metrics, .. } => {
                 if let Some(value) = metrics.get(main_metric) {
-                    self.best = format!("  {split} {main_metric} {value:.4}");
+                    self.latest = format!("  {split} {main_metric} {value:.4}");
                 }
                 let (sum, n) = std::mem::take(&mut self.losses);
                 let loss = if n > 0 { format!("loss {:.4}  ", sum / n as f64) } else { String::new() };

@@ -1,8 +1,8 @@
 //! From examples to token ids, and from lengths to batches.
 //!
 //! Texts are tokenised once, before the first step. Batches are lists of indices; whoever runs them packs the
-//! sequences. No batch is padded, so sorting by length saves no tokens: it makes the steps of a run alike in cost and
-//! attention's share in them small.
+//! sequences. Rows of like length share a batch, as in transformers' `group_by_length`; no batch is padded here, so this
+//! saves no tokens.
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -15,7 +15,7 @@ use crate::device::batch::Target;
 use crate::error::Result;
 
 /// Batches in a pool: rows are shuffled over all of an epoch, and sorted by length inside a pool of this many batches.
-/// Fifty (as in transformers' `group_by_length`) leaves batches nearly even in length and nearly random in content.
+/// At most fifty, and at most a quarter of the rows, as in transformers' `group_by_length`.
 const POOL: usize = 50;
 
 /// One tokenised example.
@@ -83,7 +83,7 @@ pub fn training_batches(lengths: &[usize], batch_size: usize, seed: u64, epoch: 
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.shuffle(&mut rng);
     let mut batches = Vec::with_capacity(lengths.len().div_ceil(batch_size));
-    // At least four pools an epoch, so that small sets are shuffled well.
+    // Small sets would else be sorted whole, and every epoch have nearly the same batches.
     let pool = (order.len() / (4 * batch_size)).clamp(1, POOL);
     for pool in order.chunks_mut(pool * batch_size) {
         // A stable sort: rows of one length stay shuffled.

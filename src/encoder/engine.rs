@@ -12,7 +12,7 @@ use super::split_logits;
 use super::trainer::{Run, Trainer, Training};
 use crate::base::base::Base;
 use crate::base::config::{Activation as ConfigActivation, Config};
-use crate::base::delta::{Change, Delta, Head};
+use crate::base::delta::{Delta, Head};
 use crate::base::parameters::{Role, Term};
 use crate::device::DeviceName;
 use crate::device::batch::Batch;
@@ -301,13 +301,13 @@ impl<D: Ops> Engine for Runtime<D> {
         let mut network: Option<Network<D>> = None;
         for (name, change) in &delta.changes {
             if let Some(i) = self.biases.iter().position(|b| &b.name == name) {
-                add(name, &mut biases[i], change)?;
+                change.add_to(name, &mut biases[i])?;
                 continue;
             }
             let unknown = || Error::setting("tensor of a patch", "a tensor of the base", format_args!("`{name}`"));
             let p = self.base.parameters().iter().find(|p| &p.name == name).ok_or_else(unknown)?;
             let mut values = self.base.tensor(name)?;
-            add(name, &mut values, change)?;
+            change.add_to(name, &mut values)?;
             network.get_or_insert_with(|| self.network.clone()).replace(&*d, p, values);
         }
         let (n_outputs, alone) = (head.n_outputs, network.is_some());
@@ -391,23 +391,4 @@ fn check_len(tensor: &str, expected: usize, found: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::setting(tensor, format!("{expected} values"), found))
-}
-
-/// values += change.
-fn add(name: &str, values: &mut [f32], change: &Change) -> Result<()> {
-    match change {
-        Change::Dense(delta) => {
-            check_len(name, values.len(), delta.len())?;
-            values.iter_mut().zip(delta).for_each(|(v, d)| *v += *d);
-        }
-        Change::Sparse { indices, values: delta } => {
-            check_len(name, indices.len(), delta.len())?;
-            for (i, d) in indices.iter().zip(delta) {
-                let expected = format!("a position below {}", values.len());
-                let at = usize::try_from(*i).ok().filter(|i| *i < values.len());
-                values[at.ok_or_else(|| Error::setting(name, expected, i))?] += *d;
-            }
-        }
-    }
-    Ok(())
 }

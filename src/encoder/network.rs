@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::layer::{Biases, Frozen, Terms, Weights};
 use crate::base::base::Base;
 use crate::base::config::Config;
+use crate::base::hex;
 use crate::base::parameters::{Parameter, Role, Table, Term};
 use crate::device::batch::Batch;
 use crate::device::ops::{Device, Tables};
@@ -148,7 +149,7 @@ impl<D: Device> Network<D> {
                 hash.update(value.to_le_bytes());
             }
         }
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        hex(&hash.finalize())
     }
 }
 

@@ -4,8 +4,6 @@ use crate::base::Base;
 use crate::base::delta::Delta;
 use crate::error::Result;
 
-use super::delta::apply;
-
 /// A tensor of a task's model, by the name that Hugging Face's `BertForSequenceClassification` gives it without the
 /// `bert.` prefix.
 pub(super) struct Piece {
@@ -46,7 +44,7 @@ pub(super) fn values(base: &Base, delta: Option<&Delta>, name: &str) -> Result<V
     }
     let mut tensor = base.tensor(name)?;
     if let Some(change) = delta.and_then(|d| d.changes.get(name)) {
-        apply(change, &mut tensor);
+        change.add_to(name, &mut tensor)?;
     }
     Ok(tensor)
 }

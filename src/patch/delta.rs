@@ -25,37 +25,6 @@ pub fn zeros(requests: &BTreeMap<String, Request>, table: &[Parameter], head: He
     Delta { changes: table.iter().filter_map(|p| Some((p.name.clone(), zero(p)?))).collect(), head }
 }
 
-/// Adds a change to its tensor (row-major, all of its entries), in f32.
-///
-/// # Panics
-///
-/// Where the change is not for a tensor of this length; [`check`] holds it to that.
-pub fn apply(change: &Change, tensor: &mut [f32]) {
-    match change {
-        Change::Dense(values) => {
-            assert_eq!(values.len(), tensor.len(), "a checked change fits its tensor");
-            tensor.iter_mut().zip(values).for_each(|(entry, value)| *entry += value);
-        }
-        Change::Sparse { indices, values } => {
-            indices.iter().zip(values).for_each(|(&i, value)| tensor[i as usize] += value);
-        }
-    }
-}
-
-/// How many scalars a delta changes in the base; the head's are not among them.
-pub fn n_changed(delta: &Delta) -> u64 {
-    let n = |change: &Change| match change {
-        Change::Dense(values) | Change::Sparse { values, .. } => values.len() as u64,
-    };
-    delta.changes.values().map(n).sum()
-}
-
-/// Whether a delta changes nothing but whole biases, so that it can run beside others in one batch. Patches of the
-/// methods `random` and `full` need a batch of their own.
-pub fn is_biases_alone(delta: &Delta) -> bool {
-    delta.changes.iter().all(|(name, change)| name.ends_with(".bias") && matches!(change, Change::Dense(_)))
-}
-
 /// Whether a delta fits a base: every tensor in the base's table and of its size, positions strictly increasing and
 /// inside the tensor, all values finite, the classifier `n_outputs` by the table's hidden size, and a pooler in the
 /// head just where the base has none.
@@ -205,26 +174,16 @@ mod tests {
         let delta = zeros(&requests.into(), &table(), head());
         assert_eq!(delta.changes["pooler.dense.bias"], Change::Dense(vec![0.0; 2]));
         assert_eq!(delta.changes[MATRIX], Change::Sparse { indices: vec![1, 7], values: vec![0.0; 2] });
-        assert_eq!(n_changed(&delta), 4);
-        assert!(!is_biases_alone(&delta));
         check(&delta, &table(), 1, Path::new("p")).unwrap();
     }
 
     #[test]
     fn a_change_is_added_to_the_base() {
         let mut tensor = vec![1.0; 8];
-        apply(&Change::Sparse { indices: vec![0, 7], values: vec![0.5, -2.0] }, &mut tensor);
+        Change::Sparse { indices: vec![0, 7], values: vec![0.5, -2.0] }.add_to(MATRIX, &mut tensor).unwrap();
         assert_eq!(tensor, [1.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0]);
-        apply(&Change::Dense(vec![1.0; 8]), &mut tensor);
+        Change::Dense(vec![1.0; 8]).add_to(MATRIX, &mut tensor).unwrap();
         assert_eq!(tensor, [2.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.0]);
-    }
-
-    #[test]
-    fn whole_biases_run_beside_others_and_nothing_else_does() {
-        assert!(is_biases_alone(&delta("pooler.dense.bias", Change::Dense(vec![0.0; 2]))));
-        assert!(!is_biases_alone(&delta(MATRIX, Change::Dense(vec![0.0; 8]))));
-        let part_of_a_bias = Change::Sparse { indices: vec![0], values: vec![0.0] };
-        assert!(!is_biases_alone(&delta("pooler.dense.bias", part_of_a_bias)));
     }
 
     #[test]

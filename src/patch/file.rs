@@ -20,6 +20,7 @@ use super::tensors::{self, Kind};
 use crate::base::Base;
 use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head};
+use crate::base::hex;
 use crate::base::parameters::{Parameter, parameters};
 use crate::error::{Error, Result};
 
@@ -422,8 +423,4 @@ fn assemble(
 /// Enough of a fingerprint to tell two apart by eye.
 fn short(fingerprint: &str) -> &str {
     fingerprint.get(..12).unwrap_or(fingerprint)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

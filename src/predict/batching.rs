@@ -6,6 +6,9 @@ use crate::data::{Sequence, evaluation_batches};
 use crate::device::batch::{Batch, DropoutKey};
 use crate::error::Result;
 
+/// Tokens of one pass: enough that the products are large, and little memory.
+pub const MAX_TOKENS: usize = 4096;
+
 /// A forward pass of one task: logits of a batch of one group, a row a sequence, dropout off.
 pub type Forward<'f> = &'f mut dyn FnMut(&Arc<Batch>) -> Result<Vec<Vec<f32>>>;
 

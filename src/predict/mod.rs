@@ -9,5 +9,5 @@ pub mod json;
 mod tasks;
 
 pub use answer::{Prediction, from_logits};
-pub use batching::{Forward, logits};
+pub use batching::{Forward, MAX_TOKENS, logits};
 pub use tasks::{Input, Predictions, TaskPatch, predict};

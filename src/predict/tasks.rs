@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::answer::{Prediction, from_logits};
+use super::batching::MAX_TOKENS;
 use crate::base::problem::Texts;
 use crate::base::tokenizer::Encoding;
 use crate::data::evaluation_batches;
@@ -11,9 +12,6 @@ use crate::device::batch::{Batch, DropoutKey};
 use crate::encoder::{Encoder, Task};
 use crate::error::{Error, Result};
 use crate::patch::{Metadata, Patch};
-
-/// Tokens of one pass: enough that the products are large, and little memory.
-const MAX_TOKENS: usize = 4096;
 
 /// A patch, checked against the base and attached to its encoder.
 #[derive(Clone)]

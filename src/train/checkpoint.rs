@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors, View};
@@ -16,6 +16,7 @@ use super::record::EpochRecord;
 use crate::base::delta::{Change, Delta, Head, Request};
 use crate::encoder::{Moments, Run};
 use crate::error::{Error, Result};
+use crate::patch::write_aside;
 
 /// The metadata's key of [`State`] and of the run's identity.
 const STATE: &str = "bitfit_state";
@@ -92,18 +93,11 @@ impl Checkpoint {
         let invalid = |e: serde_json::Error| Error::Audit(format!("the state of the run cannot be written: {e}"));
         let state = serde_json::to_string(&self.state).map_err(invalid)?;
         let about = HashMap::from([(STATE.to_string(), state), (IDENTITY.to_string(), identity.to_string())]);
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let aside = tempfile::Builder::new().prefix(".state.").suffix(".tmp").tempfile_in(folder);
-        let aside = aside.map_err(Error::io("write", path))?;
-        safetensors::serialize_to_file(tensors, Some(about), aside.path()).map_err(|e| match e {
-            safetensors::SafeTensorError::IoError(e) => Error::io("write", path)(e),
-            e => Error::Audit(format!("the state of the run cannot be written: {e}")),
-        })?;
-        aside.as_file().sync_all().map_err(Error::io("sync", path))?;
-        aside.persist(path).map_err(|e| Error::io("rename the finished file to", path)(e.error))?;
-        // Makes the rename last where a folder can be synced; the file is whole either way.
-        File::open(folder).and_then(|folder| folder.sync_all()).ok();
-        Ok(())
+        // Not `serialize_to_file`: it renames a file of its own over ours, which is then neither synced nor readable by
+        // whom the umask says.
+        let bytes = safetensors::serialize(tensors, Some(about))
+            .map_err(|e| Error::Audit(format!("the state of the run cannot be written: {e}")))?;
+        write_aside(path, |file| file.write_all(&bytes))
     }
 }
 

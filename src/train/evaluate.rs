@@ -8,9 +8,6 @@ use crate::device::batch::Target;
 use crate::error::{Error, Result};
 use crate::predict::{self, Forward};
 
-/// Tokens of one pass: enough that the products are large, and little memory.
-const MAX_TOKENS: usize = 4096;
-
 /// A split's figures.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
@@ -29,7 +26,7 @@ pub struct Evaluation {
 pub fn evaluate(sequences: &[Sequence], problem: &Problem, metrics: &[Metric], forward: Forward) -> Result<Evaluation> {
     let without = || Error::Usage("there are rows without a label, which cannot be scored".into());
     let targets: Vec<Target> = sequences.iter().map(|s| s.target.ok_or_else(without)).collect::<Result<_>>()?;
-    let logits = predict::logits(sequences, MAX_TOKENS, forward)?;
+    let logits = predict::logits(sequences, predict::MAX_TOKENS, forward)?;
     if logits.iter().flatten().any(|z| !z.is_finite()) {
         return Err(Error::Diverged("an output on the dev rows is not finite; try a smaller learning rate".into()));
     }

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::config::TrainConfig;
 use crate::base::Base;
+use crate::base::hex;
 use crate::base::problem::Problem;
 use crate::data::{Dataset, Example};
 use crate::device::batch::Target;
@@ -58,7 +59,7 @@ impl Identity {
         for (name, value) in named {
             hash.update(format!("{}={value}\n", Value::from(name.as_str())));
         }
-        hex(hash)
+        hex(&hash.finalize())
     }
 
     /// Whether a checkpoint of identity `other` is of this run.
@@ -120,11 +121,7 @@ fn rows_digest(examples: &[Example]) -> String {
             }
         }
     }
-    hex(hash)
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }
 
 #[cfg(test)]

@@ -83,9 +83,9 @@ impl Progress {
     }
 
     /// The rows of the next step, in order; none once all steps are done.
-    fn rows(&mut self) -> &[usize] {
+    pub fn next_rows(&mut self) -> Vec<usize> {
         if self.is_done() {
-            return &[];
+            return Vec::new();
         }
         let per_epoch = self.steps_per_epoch();
         let (epoch, at) = (self.step / per_epoch, (self.step % per_epoch) as usize);
@@ -94,12 +94,7 @@ impl Progress {
             let batches = training_batches(&self.lengths, rows, self.config.seed, epoch as u32);
             self.epoch = Some((epoch, batches));
         }
-        self.epoch.as_ref().map_or(&[], |(_, batches)| &batches[at])
-    }
-
-    /// The rows of the next step, in order; none once all steps are done.
-    pub fn next_rows(&mut self) -> Vec<usize> {
-        self.rows().to_vec()
+        self.epoch.as_ref().map_or_else(Vec::new, |(_, batches)| batches[at].clone())
     }
 
     /// A row.
@@ -111,18 +106,11 @@ impl Progress {
         &self.sequences[row]
     }
 
-    /// Tokens of the next step.
-    fn n_tokens(&mut self) -> usize {
-        let rows = self.rows().to_vec();
-        rows.into_iter().map(|row| self.lengths[row]).sum()
-    }
-
-    /// Adds rows `places` of the next step to a batch, as group `group`.
-    fn push(&mut self, places: Range<usize>, group: usize, batch: &mut Batch) {
+    /// Adds rows `places` of the next step's `rows` to a batch, as group `group`.
+    fn push(&self, rows: &[usize], places: Range<usize>, group: usize, batch: &mut Batch) {
         let (seed, step) = (self.config.seed, self.step as u32);
-        let rows = self.rows()[places.clone()].to_vec();
-        for (row, place) in rows.into_iter().zip(places) {
-            let sequence = &self.sequences[row];
+        for place in places {
+            let sequence = &self.sequences[rows[place]];
             let key = DropoutKey { seed, step, index: place as u32 };
             batch.push(&sequence.ids, &sequence.type_ids, group, key, sequence.target);
         }
@@ -151,17 +139,19 @@ pub fn step(trainer: &mut dyn Training, runs: &mut [Progress]) -> Result<Stepped
     if runs.iter().any(|run| run.config.dropout != dropout) {
         return Err(Error::Usage("runs that train in one step have the same dropout".into()));
     }
-    let n_passes = runs.iter_mut().map(|run| run.rows().len().div_ceil(run.config.batch_size)).max().unwrap_or(0);
+    let rows: Vec<Vec<usize>> = runs.iter_mut().map(Progress::next_rows).collect();
+    let passes = runs.iter().zip(&rows).map(|(run, rows)| rows.len().div_ceil(run.config.batch_size));
+    let n_passes = passes.max().unwrap_or(0);
     let mut batches = Vec::with_capacity(n_passes);
     for pass in 0..n_passes {
         let mut batch = Batch::new();
-        for (g, run) in runs.iter_mut().enumerate() {
-            let (size, n) = (run.config.batch_size, run.rows().len());
-            run.push((pass * size).min(n)..((pass + 1) * size).min(n), g, &mut batch);
+        for (g, (run, rows)) in runs.iter().zip(&rows).enumerate() {
+            let (size, n) = (run.config.batch_size, rows.len());
+            run.push(rows, (pass * size).min(n)..((pass + 1) * size).min(n), g, &mut batch);
         }
         batches.push(Arc::new(batch));
     }
-    let n_tokens = runs.iter_mut().map(Progress::n_tokens).sum();
+    let n_tokens = batches.iter().map(|batch| batch.n_tokens()).sum();
     let rules: Vec<Option<Rule>> = runs.iter().map(Progress::rule).collect();
     let reports = trainer.step(&batches, dropout, &rules)?;
     for (run, _) in runs.iter_mut().zip(&rules).filter(|(_, rule)| rule.is_some()) {

@@ -19,7 +19,7 @@ use super::split_logits;
 use crate::base::base::Base;
 use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head, Request};
-use crate::base::parameters::{Parameter, Role};
+use crate::base::parameters::Role;
 use crate::device::batch::{Batch, Target};
 use crate::device::ops::{Classifier, Dropout, Loss, Ops, Want};
 use crate::error::{Error, Result};
@@ -151,9 +151,18 @@ impl<D: Ops> Trainer<D> {
             if groups > 1 && !matches!(p.role, Role::Bias(_)) {
                 return Err(alone(&p.name));
             }
-            let tensor = Tensor::of_base(&d, base, p, runs)?;
+            let whole = base.tensor(&p.name)?;
+            let tensor = Tensor::of_base(&d, p, &whole, runs)?;
             tensor.ask(&d, p, &mut grads);
-            own_copy(&d, base, p, groups, &mut network, &mut biases)?;
+            // A place of the runs' own, which still holds the base's values.
+            match p.role {
+                Role::Bias(term) => {
+                    if let Some(to) = biases.get_mut(term, p.layer) {
+                        *to = d.params(groups, &whole.repeat(groups));
+                    }
+                }
+                _ => network.replace(&d, p, whole),
+            }
             tensors.push(tensor);
         }
         let of_base = |t: &Tensor<D>| match t.part {
@@ -418,25 +427,5 @@ fn check_names(base: &Base, runs: &[Run]) -> Result<()> {
             ));
         }
     }
-    Ok(())
-}
-
-/// Gives the runs a place of their own for a tensor that they train; it still holds the base's values.
-fn own_copy<D: Ops>(
-    d: &D,
-    base: &Base,
-    p: &Parameter,
-    groups: usize,
-    network: &mut Network<D>,
-    biases: &mut AllBiases<D>,
-) -> Result<()> {
-    let values = base.tensor(&p.name)?;
-    if let Role::Bias(term) = p.role {
-        if let Some(to) = biases.get_mut(term, p.layer) {
-            *to = d.params(groups, &values.repeat(groups));
-        }
-        return Ok(());
-    }
-    network.replace(d, p, values);
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! One trained tensor of a step's runs: its values and moments, where they are read, and its gradient.
 
 use super::{Rule, Run};
-use crate::base::base::Base;
 use crate::base::delta::{Change, Request};
 use crate::base::parameters::{Parameter, Role};
 use crate::device::ops::{AdamW, Ops, Trained, Want};
@@ -56,8 +55,8 @@ pub struct Tensor<D: Ops> {
 }
 
 impl<D: Ops> Tensor<D> {
-    /// Lays out a tensor of the base for the runs that ask for it.
-    pub fn of_base(d: &D, base: &Base, p: &Parameter, runs: &[Run]) -> Result<Self> {
+    /// Lays out a tensor of the base, whose values are `whole`, for the runs that ask for it.
+    pub fn of_base(d: &D, p: &Parameter, whole: &[f32], runs: &[Run]) -> Result<Self> {
         let groups = runs.len();
         let requests: Vec<_> = runs.iter().map(|run| run.requests.get(&p.name)).collect();
         let entries = match requests[..] {
@@ -65,10 +64,9 @@ impl<D: Ops> Tensor<D> {
             _ if requests.iter().any(|r| matches!(r, Some(Request::Entries(_)))) => return Err(alone(&p.name)),
             _ => None,
         };
-        let whole = base.tensor(&p.name)?;
         let base_values: Vec<f32> = match &entries {
             Some(at) => at.iter().map(|i| whole[*i as usize]).collect(),
-            None => whole,
+            None => whole.to_vec(),
         };
         let n = base_values.len();
         let mut delta = Vec::with_capacity(groups * n);
