@@ -9,7 +9,8 @@ stopped run goes on where it was (a cell's file is written aside and renamed: it
 takes the cells whose name contains that text. `--table` prints the Markdown table of what is there, every seed of it.
 
 The side `bitfit` needs target/release/bitfit (scripts/results.sh builds it). The side `pytorch` needs an interpreter
-with torch, transformers, scikit-learn and scipy, named by $BITFIT_PYTHON, and the base as a folder.
+with torch, transformers, scikit-learn and scipy, named by $BITFIT_PYTHON, and the base as a folder. It runs in bf16
+autocast, as the cells that were there before this runner did; on a processor without bf16 that takes ten times longer.
 
 A cell: {"task", "method", "seed", "side", "settings", "epoch", "split", "examples", "metrics": {NAME: 0 to 1},
 "seconds", "command", "processor", "threads", "commit", "note"}. In a command GLUE, BASE and RUN stand for folders.
@@ -114,7 +115,7 @@ class Cell(NamedTuple):
         return [
             places["PYTHON"], "benches/reference/pytorch_train.py", places["BASE"], places["GLUE"],
             row.task, row.method, "--lr", row.learning_rate, *same, "--batch", "16", "--max-len", "128",
-            "--schedule", "linear",
+            "--schedule", "linear", "--bf16",
         ]  # fmt: skip
 
 
