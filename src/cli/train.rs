@@ -126,6 +126,9 @@ struct Settings {
     /// Cut texts to this many tokens [default: 128]
     #[arg(long, value_name = "N")]
     max_length: Option<usize>,
+    /// Make batches of rows of like length; batches are never padded, so this saves nothing
+    #[arg(long)]
+    group_by_length: bool,
     /// Train on the first rows alone
     #[arg(long, value_name = "ROWS")]
     limit: Option<usize>,
@@ -164,6 +167,7 @@ impl Settings {
             max_grad_norm: self.max_grad_norm.unwrap_or(default.max_grad_norm),
             dropout: self.dropout,
             max_length: self.max_length,
+            group_by_length: self.group_by_length,
             limit: self.limit,
             seed: self.seed.unwrap_or(default.seed),
             keep: self.keep.as_deref().map(str::parse).transpose()?.unwrap_or(default.keep),

@@ -1,8 +1,8 @@
 //! From examples to token ids, and from lengths to batches.
 //!
 //! Texts are tokenised once, before the first step. Batches are lists of indices; whoever runs them packs the
-//! sequences. Rows of like length share a batch, as in transformers' `group_by_length`; no batch is padded here, so this
-//! saves no tokens.
+//! sequences. No batch is padded, so rows of like length in a batch save no tokens: training draws its batches plainly,
+//! unless it is asked for transformers' `group_by_length`.
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -68,20 +68,29 @@ pub fn encode(examples: &[Example], tokenizer: &Tokenizer, max_length: usize) ->
     Ok(all)
 }
 
-/// The batches of one epoch (counted from 0): every index of `lengths` once, shuffled by seed and epoch, of like
-/// lengths in a batch.
+/// The batches of one epoch (counted from 0): every index of `lengths` once, shuffled by seed and epoch. All have
+/// `batch_size` rows but the last, where it does not divide their number.
 ///
-/// All batches have `batch_size` rows, except one where it does not divide their number. That one stands at a random
-/// place and is cut at a random place of its pool's lengths, so that no row is favoured.
+/// With `group_by_length` a batch's rows are of like length. The short batch then stands at a random place and is cut
+/// at a random place of its pool's lengths, so that no row is favoured.
 ///
 /// # Panics
 ///
 /// Where `batch_size` is 0.
-pub fn training_batches(lengths: &[usize], batch_size: usize, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
+pub fn training_batches(
+    lengths: &[usize],
+    batch_size: usize,
+    group_by_length: bool,
+    seed: u64,
+    epoch: u32,
+) -> Vec<Vec<usize>> {
     assert!(batch_size > 0, "a batch has a row");
     let mut rng = draws(seed, Purpose::Epoch(epoch));
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.shuffle(&mut rng);
+    if !group_by_length {
+        return order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+    }
     let mut batches = Vec::with_capacity(lengths.len().div_ceil(batch_size));
     // Small sets would else be sorted whole, and every epoch have nearly the same batches.
     let pool = (order.len() / (4 * batch_size)).clamp(1, POOL);
@@ -161,9 +170,10 @@ mod tests {
     proptest! {
         #[test]
         fn an_epoch_holds_every_row_once(
-            lengths in prop::collection::vec(1usize..200, 0..3000), batch_size in 1usize..40, seed: u64, epoch in 0u32..9,
+            lengths in prop::collection::vec(1usize..200, 0..3000), batch_size in 1usize..40, group: bool, seed: u64,
+            epoch in 0u32..9,
         ) {
-            let batches = training_batches(&lengths, batch_size, seed, epoch);
+            let batches = training_batches(&lengths, batch_size, group, seed, epoch);
             prop_assert!(sorted(&batches).into_iter().eq(0..lengths.len()));
             prop_assert_eq!(batches.len(), lengths.len().div_ceil(batch_size));
             let short = lengths.len() % batch_size;
@@ -186,29 +196,32 @@ mod tests {
     #[test]
     fn seed_and_epoch_decide_the_batches() {
         let lengths: Vec<usize> = (0..500).map(|i| 5 + i * 7 % 60).collect();
-        let batches = |seed, epoch| training_batches(&lengths, 16, seed, epoch);
-        assert_eq!(batches(1, 2), batches(1, 2));
-        assert_ne!(batches(1, 2), batches(1, 3));
-        assert_ne!(batches(1, 2), batches(2, 2));
+        for group in [false, true] {
+            let batches = |seed, epoch| training_batches(&lengths, 16, group, seed, epoch);
+            assert_eq!(batches(1, 2), batches(1, 2));
+            assert_ne!(batches(1, 2), batches(1, 3));
+            assert_ne!(batches(1, 2), batches(2, 2));
+        }
     }
 
     #[test]
-    fn a_batch_holds_rows_of_like_length() {
+    fn grouped_by_length_a_batch_holds_rows_of_like_length() {
         let lengths: Vec<usize> = (0..4000).map(|i| 1 + i * 37 % 128).collect();
         let spread = |batch: &Vec<usize>| {
             let of = |i: &usize| lengths[*i];
             batch.iter().map(of).max().unwrap() - batch.iter().map(of).min().unwrap()
         };
-        let batches = training_batches(&lengths, 16, 0, 0);
-        let mean = batches.iter().map(spread).sum::<usize>() as f64 / batches.len() as f64;
-        assert!(mean < 8.0, "mean spread {mean} of lengths up to 128");
+        let batches = training_batches(&lengths, 16, true, 0, 0);
+        let mean = |batches: &[Vec<usize>]| batches.iter().map(spread).sum::<usize>() as f64 / batches.len() as f64;
+        let (grouped, plain) = (mean(&batches), mean(&training_batches(&lengths, 16, false, 0, 0)));
+        assert!(grouped < 8.0 && plain > 90.0, "mean spread {grouped} and {plain} of lengths up to 128");
         assert!(!batches.is_sorted_by_key(|b| lengths[b[0]]), "batches are shuffled");
     }
 
     #[test]
     fn the_short_batch_is_not_always_of_one_length() {
         let lengths: Vec<usize> = (1..=101).collect();
-        let short = |seed| training_batches(&lengths, 10, seed, 0).into_iter().find(|b| b.len() == 1).unwrap()[0];
+        let short = |seed| training_batches(&lengths, 10, true, seed, 0).into_iter().find(|b| b.len() == 1).unwrap()[0];
         let places: std::collections::BTreeSet<usize> = (0..40).map(short).collect();
         assert!(places.len() > 3, "{places:?}");
     }

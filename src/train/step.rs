@@ -91,7 +91,8 @@ impl Progress {
         let (epoch, at) = (self.step / per_epoch, (self.step % per_epoch) as usize);
         if self.epoch.as_ref().is_none_or(|(drawn, _)| *drawn != epoch) {
             let rows = self.config.rows_per_step();
-            let batches = training_batches(&self.lengths, rows, self.config.seed, epoch as u32);
+            let (group, seed) = (self.config.group_by_length, self.config.seed);
+            let batches = training_batches(&self.lengths, rows, group, seed, epoch as u32);
             self.epoch = Some((epoch, batches));
         }
         self.epoch.as_ref().map_or_else(Vec::new, |(_, batches)| batches[at].clone())
