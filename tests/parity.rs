@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bitfit::base::delta::{Delta, Head, Request};
 use bitfit::base::parameters::Role;
 use bitfit::base::{Base, Config, config::Activation, spec};
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
 use bitfit::device::ops::Dropout;
 use bitfit::encoder::{Encoder, Rule, Run, Training};
@@ -108,7 +108,7 @@ fn minilm() -> Base {
 }
 
 fn encoder(base: &Base) -> Encoder {
-    Encoder::new(base, DeviceName::Cpu, 2).unwrap()
+    Encoder::new(base, Placement { n_threads: 2, ..Placement::default() }).unwrap()
 }
 
 fn close(what: &str, ours: &[f32], golden: &[f64], tolerance: f64) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bitfit::base::Base;
 use bitfit::base::delta::{Change, Delta, Head};
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::encoder::{Encoder, Task};
 use bitfit::patch::{Method, Patch, Selection, delta};
@@ -59,7 +59,7 @@ proptest! {
         threads in 1usize..3,
     ) {
         let base = Base::from_folder(&tiny()).unwrap();
-        let encoder = Encoder::new(&base, DeviceName::Cpu, threads).unwrap();
+        let encoder = Encoder::new(&base, Placement { n_threads: threads, ..Placement::default() }).unwrap();
         let attach = |seed| encoder.attach(&random_delta(&base, seed)).unwrap();
         // The ninth group is the base without a task.
         let tasks: Vec<Option<Task>> = (0..8).map(|seed| Some(attach(seed))).chain([None]).collect();

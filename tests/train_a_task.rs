@@ -7,7 +7,7 @@ use std::fs;
 
 use bitfit::base::Base;
 use bitfit::data::{Columns, encode, load_table};
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Patch, Selection};
 use bitfit::train::{Options, Progress, start, step};
@@ -156,7 +156,7 @@ fn runs_trained_as_groups_give_the_patches_they_give_alone() {
     let columns = Columns { text: "text".into(), text_pair: None, label: Some("label".into()) };
     let rows = load_table(&path, &columns, false, None).unwrap();
     let base = Base::from_folder(&tiny()).unwrap();
-    let encoder = Encoder::new(&base, DeviceName::Cpu, 2).unwrap();
+    let encoder = Encoder::new(&base, Placement { n_threads: 2, ..Placement::default() }).unwrap();
     let sequences = encode(&rows.examples, base.tokenizer().unwrap(), 40).unwrap().sequences;
     let prepared = |seed: u64, learning_rate: f64, batch_size: usize, epochs: u32| {
         let selection = Selection::new(if seed == 2 { Method::Frozen } else { Method::Bitfit });

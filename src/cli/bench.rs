@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use bitfit::base::{Base, BaseSpec, Config};
 use bitfit::data::Sequence;
+use bitfit::device::Placement;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
+use bitfit::device::cpu::Arch;
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Selection, parse_layers, parse_terms};
 use bitfit::train::{Options, Progress, start, step};
@@ -67,8 +69,11 @@ enum Work {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (_, threads) = args.device.check()?;
     let work = args.work()?;
+    let Placement { precision, n_threads, .. } = match work {
+        Work::Forward => args.device.check()?,
+        Work::Train(_) => args.device.check_training()?,
+    };
     let base = args.base()?;
     check_range("--length", args.length, base.config().max_position_embeddings)?;
     let encoder = args.device.encoder(&base)?;
@@ -90,15 +95,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let over = |peak: f64, resident: f64| ((peak - resident) / MB).max(0.0);
     let mb = |bytes: Option<f64>| bytes.map(|bytes| (bytes / MB).round());
     let over_model = peak.zip(resident).map(|(peak, resident)| over(peak, resident).round());
-    let threads = if threads == 0 { std::thread::available_parallelism()?.get() } else { threads };
+    let threads = if n_threads == 0 { std::thread::available_parallelism()?.get() } else { n_threads };
     let found = json!({
         "shape": args.shape,
         "method": args.method,
         "batch": args.batch,
         "length": args.length,
         "threads": threads,
-        "precision": "f32",
+        "precision": precision.to_string(),
         "processor": processor(),
+        "path": Arch::chosen()?.name(),
         "steps": args.steps,
         "step_s": step_s,
         "tokens_per_s": tokens as f64 / step_s,
@@ -112,8 +118,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         say!("{found}");
         return Ok(());
     }
-    say!("{} {}, {} x {} tokens, f32, {threads} threads", args.shape, args.method, args.batch, args.length);
-    say!("{}", processor());
+    say!("{} {}, {} x {} tokens, {precision}, {threads} threads", args.shape, args.method, args.batch, args.length);
+    say!("{}, by {}", processor(), Arch::chosen()?.name());
     say!("");
     say!("  {:<24}{step_s:>10.4} s (median of {})", "a step", args.steps);
     say!("  {:<24}{:>10.0}", "tokens a second", tokens as f64 / step_s);

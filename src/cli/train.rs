@@ -180,7 +180,7 @@ impl Settings {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = stop_on_ctrl_c()?;
     let options = args.settings.options()?;
-    args.device.check()?;
+    args.device.check_training()?;
     let source = args.source()?;
     let base = args.base.load()?;
     let config = options.check(&base)?;

@@ -14,16 +14,17 @@ use crate::base::base::Base;
 use crate::base::config::{Activation as ConfigActivation, Config};
 use crate::base::delta::{Delta, Head};
 use crate::base::parameters::{Role, Term};
-use crate::device::DeviceName;
 use crate::device::batch::Batch;
-use crate::device::cpu::Cpu;
+use crate::device::cpu::{Bf16, Cpu, F32, Int8, Precision};
 use crate::device::ops::{Activation, Arithmetic, Classifier, Dropout, Ops};
+use crate::device::{DeviceName, Placement, PrecisionName};
 use crate::error::{Error, Result};
 
 /// A base laid out on a device, ready to run. Clones share it; a forward takes it for itself while it runs.
 #[derive(Clone)]
 pub struct Encoder {
     base: Base,
+    precision: PrecisionName,
     engine: Arc<dyn Engine>,
 }
 
@@ -48,15 +49,28 @@ impl Task {
 }
 
 impl Encoder {
-    /// Lays a base out on a device; `n_threads` is for the CPU, 0 means one a core.
+    /// Lays a base out on a device.
     ///
     /// # Errors
     ///
     /// Where a tensor cannot be read, or the device cannot be had.
-    pub fn new(base: &Base, device: DeviceName, n_threads: usize) -> Result<Self> {
-        let DeviceName::Cpu = device;
-        let cpu = Cpu::<f32>::new(arithmetic(base.config()), n_threads)?;
-        Ok(Encoder { base: base.clone(), engine: Arc::new(Runtime::new(cpu, base)?) })
+    pub fn new(base: &Base, placement: Placement) -> Result<Self> {
+        fn on_cpu<P: Precision>(base: &Base, n_threads: usize) -> Result<Arc<dyn Engine>> {
+            let cpu = Cpu::<P>::new(arithmetic(base.config()), n_threads)?;
+            Ok(Arc::new(Runtime::new(cpu, base)?))
+        }
+        let Placement { device: DeviceName::Cpu, precision, n_threads } = placement;
+        let engine = match precision {
+            PrecisionName::F32 => on_cpu::<F32>(base, n_threads)?,
+            PrecisionName::Bf16 => on_cpu::<Bf16>(base, n_threads)?,
+            PrecisionName::Int8 => on_cpu::<Int8>(base, n_threads)?,
+        };
+        Ok(Encoder { base: base.clone(), precision, engine })
+    }
+
+    /// What it computes in.
+    pub fn precision(&self) -> PrecisionName {
+        self.precision
     }
 
     /// The base.
@@ -116,8 +130,11 @@ impl Encoder {
     ///
     /// # Errors
     ///
-    /// See [`Trainer::new`].
+    /// See [`Trainer::new`]; and where the precision is for inference alone.
     pub fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
+        if self.precision == PrecisionName::Int8 {
+            return Err(Error::Usage("int8 is for inference: train in f32 or bf16".into()));
+        }
         self.engine.trainer(runs)
     }
 

@@ -11,7 +11,7 @@ use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head, Request};
 use crate::base::parameters::{Role, parameters};
 use crate::device::batch::{Batch, DropoutKey, Target};
-use crate::device::cpu::{Cpu, Real};
+use crate::device::cpu::{Cpu, F32, F64, Precision};
 use crate::device::ops::Dropout;
 use crate::encoder::Rule;
 
@@ -98,8 +98,8 @@ fn run(base: &Base, requests: BTreeMap<String, Request>, seed: u64, n_outputs: u
     Run { start, requests }
 }
 
-fn trainer<R: Real>(base: &Base, runs: &[Run], threads: usize) -> Trainer<Cpu<R>> {
-    let cpu = Cpu::<R>::new(arithmetic(base.config()), threads).unwrap();
+fn trainer<P: Precision>(base: &Base, runs: &[Run], threads: usize) -> Trainer<Cpu<P>> {
+    let cpu = Cpu::<P>::new(arithmetic(base.config()), threads).unwrap();
     Runtime::new(cpu, base).unwrap().train(runs).unwrap()
 }
 
@@ -107,8 +107,8 @@ fn trainer<R: Real>(base: &Base, runs: &[Run], threads: usize) -> Trainer<Cpu<R>
 fn differences_agree(base: &Base, runs: &[Run], groups: &[usize], entries_per_tensor: usize) {
     let n_outputs: Vec<_> = runs.iter().map(|r| r.start.head.n_outputs).collect();
     let batch = Arc::new(batch(groups, &n_outputs));
-    let loss = |runs: &[Run]| trainer::<f64>(base, runs, 1).accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
-    let mut exact = trainer::<f64>(base, runs, 2);
+    let loss = |runs: &[Run]| trainer::<F64>(base, runs, 1).accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
+    let mut exact = trainer::<F64>(base, runs, 2);
     exact.accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
     let (mut checked, mut worst) = (0, (0.0, String::new()));
     for g in 0..runs.len() {
@@ -179,7 +179,7 @@ fn sampled_gradients_are_those_entries_of_the_whole() {
     let full = sampled.clone();
     sampled.requests = base.parameters().iter().map(|p| (p.name.clone(), every_third(p.len()))).collect();
     let batch = [Arc::new(batch(&[0; 6], &[2]))];
-    let [mut full, mut sampled] = [full, sampled].map(|run| trainer::<f64>(&base, &[run], 1));
+    let [mut full, mut sampled] = [full, sampled].map(|run| trainer::<F64>(&base, &[run], 1));
     full.accumulate(&batch, DROPOUT).unwrap();
     sampled.accumulate(&batch, DROPOUT).unwrap();
     let whole = full.gradients(0);
@@ -200,7 +200,7 @@ fn a_backward_that_stops_early_gives_the_same_gradients_as_the_whole() {
     let gradients = |requests| {
         let mut run = run(&base, requests, 60, 2);
         run.start.changes.clear();
-        let mut t = trainer::<f32>(&base, &[run], 1);
+        let mut t = trainer::<F32>(&base, &[run], 1);
         t.accumulate(&batch, DROPOUT).unwrap();
         t.gradients(0)
     };
@@ -226,7 +226,7 @@ const RULE: Rule = Rule {
 
 /// Five steps of runs side by side; `of` gives the batch of a step.
 fn trained(base: &Base, runs: &[Run], threads: usize, batches: &[Arc<Batch>]) -> Vec<Delta> {
-    let mut trainer = trainer::<f32>(base, runs, threads);
+    let mut trainer = trainer::<F32>(base, runs, threads);
     for _ in 0..5 {
         trainer.step(batches, DROPOUT, &vec![Some(RULE); runs.len()]).unwrap();
     }
@@ -265,7 +265,7 @@ fn micro_batches_count_as_one_batch() {
     (0..3).for_each(|s| push(&mut first, s, 0, 0, 2, &mut index));
     (3..6).for_each(|s| push(&mut second, s, 0, 0, 2, &mut index));
     let gradients = |batches: &[Arc<Batch>]| {
-        let mut t = trainer::<f64>(&base, &runs, 1);
+        let mut t = trainer::<F64>(&base, &runs, 1);
         let loss = t.accumulate(batches, DROPOUT).unwrap()[0];
         (loss, t.gradients(0))
     };
@@ -284,13 +284,13 @@ fn a_run_goes_on_from_its_values_and_moments_to_the_same_bits() {
     for requests in [biases(&base), everything(&base)] {
         let start = run(&base, requests, 80, 2);
         let batches = [Arc::new(batch(&[0; 6], &[2]))];
-        let step = |t: &mut Trainer<Cpu<f32>>| t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
-        let mut through = trainer::<f32>(&base, std::slice::from_ref(&start), 1);
+        let step = |t: &mut Trainer<Cpu<F32>>| t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
+        let mut through = trainer::<F32>(&base, std::slice::from_ref(&start), 1);
         (0..4).for_each(|_| drop(step(&mut through)));
-        let mut first = trainer::<f32>(&base, std::slice::from_ref(&start), 1);
+        let mut first = trainer::<F32>(&base, std::slice::from_ref(&start), 1);
         (0..2).for_each(|_| drop(step(&mut first)));
         let (values, moments) = (first.delta(0), first.moments(0));
-        let mut second = trainer::<f32>(&base, &[Run { start: values, ..start }], 2);
+        let mut second = trainer::<F32>(&base, &[Run { start: values, ..start }], 2);
         second.restore(0, &moments).unwrap();
         (0..2).for_each(|_| drop(step(&mut second)));
         assert!(through.delta(0) == second.delta(0) && through.moments(0) == second.moments(0));
@@ -300,7 +300,7 @@ fn a_run_goes_on_from_its_values_and_moments_to_the_same_bits() {
 #[test]
 fn frozen_weights_are_untouched_by_a_run_of_biases_and_shared_ones_by_a_run_of_weights() {
     let base = base(true);
-    let cpu = Cpu::<f32>::new(arithmetic(base.config()), 1).unwrap();
+    let cpu = Cpu::<F32>::new(arithmetic(base.config()), 1).unwrap();
     let runtime = Runtime::new(cpu, &base).unwrap();
     let batches = [Arc::new(batch(&[0; 6], &[2]))];
     let mut biased = runtime.train(&[run(&base, biases(&base), 90, 2)]).unwrap();
@@ -316,7 +316,7 @@ fn frozen_weights_are_untouched_by_a_run_of_biases_and_shared_ones_by_a_run_of_w
 #[test]
 fn buffers_are_reused_from_step_to_step() {
     let base = base(true);
-    let mut t = trainer::<f32>(&base, &[run(&base, biases(&base), 5, 2)], 1);
+    let mut t = trainer::<F32>(&base, &[run(&base, biases(&base), 5, 2)], 1);
     let batches = [Arc::new(batch(&[0; 6], &[2]))];
     t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
     let peak = t.peak_bytes();

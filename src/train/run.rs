@@ -117,7 +117,7 @@ pub(super) fn run_with(
     let (base, config) = (encoder.base(), job.config);
     let limit = config.limit.unwrap_or(usize::MAX).min(job.train.examples.len());
     let train = job.train.with(job.train.examples[..limit].to_vec());
-    let identity = Identity::of(base, config, &train, job.dev)?;
+    let identity = Identity::of(base, encoder.precision(), config, &train, job.dev)?;
     let mut run = start(base, &config.selection, train.problem.n_outputs(), config.seed)?;
 
     let state_path = folder.state();
@@ -234,7 +234,7 @@ mod tests {
     use crate::base::Base;
     use crate::base::delta::Delta;
     use crate::data::{Example, Metric};
-    use crate::device::DeviceName;
+    use crate::device::Placement;
     use crate::device::batch::Batch;
     use crate::device::ops::Dropout;
     use crate::encoder::{Moments, Report, Rule};
@@ -300,7 +300,9 @@ mod tests {
 
     fn run_broken(cut: &'static str, changed: bool) -> (Result<Outcome>, bool) {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
-        let encoder = Encoder::new(&Base::from_folder(&tiny).unwrap(), DeviceName::Cpu, 1).unwrap();
+        let encoder =
+            Encoder::new(&Base::from_folder(&tiny).unwrap(), Placement { n_threads: 1, ..Placement::default() })
+                .unwrap();
         let config = Options { epochs: 1, ..Options::default() }.check(encoder.base()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
