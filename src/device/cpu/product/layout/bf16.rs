@@ -122,13 +122,18 @@ impl Layout<f32> for Bf16Layout {
                 y,
                 #[inline(always)]
                 |row, to: &mut [u32]| {
-                    with_scratch::<f32, u8, _>(inner.next_multiple_of(2), 0, |wide, _| {
-                        wide[inner..].fill(0.0);
-                        x(row, &mut wide[..inner]);
-                        for (to, of) in to.iter_mut().zip(wide.chunks_exact(2)) {
-                            *to = pair(of[0], of[1]);
-                        }
-                    });
+                    with_scratch(
+                        inner.next_multiple_of(2),
+                        0,
+                        #[inline(always)]
+                        |wide: &mut [f32], _: &mut [u8]| {
+                            wide[inner..].fill(0.0);
+                            x(row, &mut wide[..inner]);
+                            for (to, of) in to.iter_mut().zip(wide.chunks_exact(2)) {
+                                *to = pair(of[0], of[1]);
+                            }
+                        },
+                    );
                 },
                 #[inline(always)]
                 |row, col, y: &mut [E], sums: &[f32], _: &[u32]| finish(row, col, y, sums),

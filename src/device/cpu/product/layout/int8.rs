@@ -41,10 +41,22 @@ fn tile_of(arch: Arch) -> (&'static Tile<u32, u32, i32>, f32) {
     }
 }
 
-/// round(x / scale) where `inverse` is 1 / scale, ties to even.
+/// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
 #[inline(always)]
 fn quantised(x: f32, inverse: f32) -> i32 {
-    (x * inverse).round_ties_even() as i32
+    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits of the sum.
+    const SHIFT: f32 = 12_582_912.0;
+    let x = x * inverse;
+    let bounded = if x.abs() <= 127.0 {
+        x
+    } else if x > 0.0 {
+        127.0
+    } else if x < 0.0 {
+        -127.0
+    } else {
+        0.0
+    };
+    (bounded + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
 }
 
 /// The scale of values whose largest size is `largest`; 1 where all are zero.
@@ -113,19 +125,25 @@ impl Layout<f32> for Int8Layout {
             y,
             #[inline(always)]
             |row, to: &mut [u32]| {
-                with_scratch::<f32, u8, _>(4 * steps, 0, |wide, _| {
-                    wide[*inner..].fill(0.0);
-                    x(row, &mut wide[..*inner]);
-                    let scale = scale_of(largest(wide), TOP);
-                    let inverse = 1.0 / scale;
-                    for (to, of) in to.iter_mut().zip(wide.chunks_exact(4)) {
-                        *to = 0;
-                        for (i, x) in of.iter().enumerate() {
-                            *to |= ((quantised(*x, inverse) + SHIFT) as u32) << (8 * i);
+                with_scratch(
+                    4 * steps,
+                    0,
+                    #[inline(always)]
+                    |wide: &mut [f32], _: &mut [u8]| {
+                        wide[*inner..].fill(0.0);
+                        x(row, &mut wide[..*inner]);
+                        let scale = scale_of(largest(wide), TOP);
+                        let inverse = 1.0 / scale;
+                        for (to, of) in to.iter_mut().zip(wide.chunks_exact(4)) {
+                            let byte = [0, 1, 2, 3].map(
+                                #[inline(always)]
+                                |i: usize| ((quantised(of[i], inverse) + SHIFT) as u32) << (8 * i),
+                            );
+                            *to = byte[0] | byte[1] | byte[2] | byte[3];
                         }
-                    }
-                    to[steps] = scale.to_bits();
-                });
+                        to[steps] = scale.to_bits();
+                    },
+                );
             },
             #[inline(always)]
             |row, col, y: &mut [E], sums: &[i32], left: &[u32]| {
