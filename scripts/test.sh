@@ -89,6 +89,16 @@ stage "docs" env RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-de
 stage "layer rule" tests --test layers
 mapfile -t library < <(targets without)
 stage "unit, property and golden tests" tests --lib --bins ${library[@]+"${library[@]}"}
+# Each instruction set of the processor has kernels of its own. The best was tested above; the others are forced.
+mapfile -t paths < <(cargo run --quiet --release --locked --example processor)
+for path in "${paths[@]:0:${#paths[@]}-1}"; do
+  stage "numerics by $path" env BITFIT_CPU="$path" HF_HUB_OFFLINE=1 cargo test --release --locked --no-fail-fast \
+    --lib --test parity --test predict_many_tasks --test train_a_task -- --show-output
+done
+for path in avx2 avx512 avx512-vnni avx512-bf16; do
+  [[ " ${paths[*]} " == *" $path "* ]] || skip "numerics by $path" "this processor does not have it"
+done
+
 stage "examples in the docs" tests --doc
 mapfile -t binary < <(targets with)
 if [ ${#binary[@]} -gt 0 ]; then

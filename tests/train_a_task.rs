@@ -63,15 +63,19 @@ fn a_table_of_ones_own_is_learned_and_scored() {
 fn one_seed_gives_one_patch_with_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let rows = write(folder.path(), "films.csv", table(120));
-    for method in ["bitfit", "frozen", "random", "full"] {
+    let bf16 = ["--precision", "bf16"];
+    for (method, precision) in
+        [("bitfit", &[][..]), ("frozen", &[]), ("random", &[]), ("full", &[]), ("bitfit", &bf16), ("full", &bf16)]
+    {
+        let what = format!("{method}{}", precision.concat());
         let of = |name: &str, more: &[&str]| {
-            let out = folder.path().join(format!("{method}-{name}"));
-            train(&rows, &out, &[&FAST[..], &["--method", method, "--seed", "3"], more].concat()).ok();
+            let out = folder.path().join(format!("{what}-{name}"));
+            train(&rows, &out, &[&FAST[..], &["--method", method, "--seed", "3"], precision, more].concat()).ok();
             patch(&out)
         };
         let first = of("first", &["--threads", "2"]);
-        assert!(first == of("again", &["--threads", "2"]), "{method}: a second run gives other bytes");
-        assert!(first == of("alone", &["--threads", "1"]), "{method}: one thread gives other bytes");
+        assert!(first == of("again", &["--threads", "2"]), "{what}: a second run gives other bytes");
+        assert!(first == of("alone", &["--threads", "1"]), "{what}: one thread gives other bytes");
     }
 }
 

@@ -11,7 +11,7 @@ use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head, Request};
 use crate::base::parameters::{Role, parameters};
 use crate::device::batch::{Batch, DropoutKey, Target};
-use crate::device::cpu::{Cpu, F32, F64, Precision};
+use crate::device::cpu::{Bf16, Cpu, F32, F64, Precision};
 use crate::device::ops::Dropout;
 use crate::encoder::Rule;
 
@@ -225,8 +225,8 @@ const RULE: Rule = Rule {
 };
 
 /// Five steps of runs side by side; `of` gives the batch of a step.
-fn trained(base: &Base, runs: &[Run], threads: usize, batches: &[Arc<Batch>]) -> Vec<Delta> {
-    let mut trainer = trainer::<F32>(base, runs, threads);
+fn trained<P: Precision>(base: &Base, runs: &[Run], threads: usize, batches: &[Arc<Batch>]) -> Vec<Delta> {
+    let mut trainer = trainer::<P>(base, runs, threads);
     for _ in 0..5 {
         trainer.step(batches, DROPOUT, &vec![Some(RULE); runs.len()]).unwrap();
     }
@@ -235,6 +235,11 @@ fn trained(base: &Base, runs: &[Run], threads: usize, batches: &[Arc<Batch>]) ->
 
 #[test]
 fn runs_trained_as_groups_get_the_bits_they_get_alone_with_one_thread_or_two() {
+    groups_equal_runs_alone::<F32>();
+    groups_equal_runs_alone::<Bf16>();
+}
+
+fn groups_equal_runs_alone<P: Precision>() {
     for pooler in [true, false] {
         let base = base(pooler);
         let n_outputs = [2, 1, 3];
@@ -242,14 +247,14 @@ fn runs_trained_as_groups_get_the_bits_they_get_alone_with_one_thread_or_two() {
         // Enough sequences that a group's rows begin inside another's block of 64.
         let groups: Vec<usize> = (0..27).map(|s| s / 9).collect();
         let mixed = batch(&groups, &n_outputs);
-        let together = trained(&base, &runs, 2, &[Arc::new(mixed)]);
+        let together = trained::<P>(&base, &runs, 2, &[Arc::new(mixed)]);
         for g in 0..3 {
             let (mut own, mut index) = (Batch::new(), BTreeMap::new());
             for s in (0..27).filter(|s| s / 9 == g) {
                 push(&mut own, s, g, 0, n_outputs[g], &mut index);
             }
             for threads in [1, 2] {
-                let alone = trained(&base, &runs[g..=g], threads, &[Arc::new(own.clone())]);
+                let alone = trained::<P>(&base, &runs[g..=g], threads, &[Arc::new(own.clone())]);
                 assert!(alone[0] == together[g], "run {g} alone with {threads} threads, pooler {pooler}");
             }
         }
