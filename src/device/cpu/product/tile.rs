@@ -48,7 +48,7 @@ impl<A, B, C> Tile<A, B, C> {
     }
 }
 
-/// Four bytes on any processor, unsigned times signed.
+/// Four bytes on any processor, both signed.
 pub static INT8_PORTABLE: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: int8_portable };
 
 #[allow(clippy::too_many_arguments)]
@@ -76,7 +76,7 @@ unsafe fn int8_portable(
                 for (j, sum) in sums.iter_mut().enumerate() {
                     let w = (*b.add(k * 16 + j)).to_le_bytes();
                     for (x, w) in x.iter().zip(w) {
-                        *sum += i32::from(*x) * i32::from(w as i8);
+                        *sum += i32::from(*x as i8) * i32::from(w as i8);
                     }
                 }
             }
@@ -114,8 +114,8 @@ pub mod x86 {
     pub static BF16_AVX512: Tile<u32, u32, f32> = Tile { rows: 14, cols: 32, run: bf16_avx512::run };
     /// Four bytes on AVX-512, unsigned times signed.
     pub static INT8_AVX512: Tile<u32, u32, i32> = Tile { rows: 14, cols: 32, run: int8_avx512::run };
-    /// Four bytes on AVX2, unsigned times signed of at most 64: two products then fit into 16 bits, in which this
-    /// processor adds them.
+    /// Four bytes on AVX2, both signed and at most 127 in size. This processor multiplies unsigned by signed bytes and
+    /// adds two products in 16 bits: sizes by what carries both signs stay below 2^15.
     pub static INT8_AVX2: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: int8_avx2::run };
 
     /// A tile of two registers a row: how its numbers are loaded, multiplied and stored.
@@ -209,7 +209,10 @@ pub mod x86 {
     tile!(int8_avx2, "avx2", u32, u32, i32, 8,
         zero _mm256_setzero_si256(), load_c |c: *mut i32| _mm256_loadu_si256(c.cast_const().cast()),
         load_b |b: *const u32| _mm256_loadu_si256(b.cast()), splat |x: u32| _mm256_set1_epi32(x as i32),
-        add |s, x, b| _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, b), _mm256_set1_epi16(1))),
+        add |s, x, b| {
+            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(b, x));
+            _mm256_add_epi32(s, _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+        },
         store |c: *mut i32, s| _mm256_storeu_si256(c.cast(), s),
         rows 1 2 3 4);
 }

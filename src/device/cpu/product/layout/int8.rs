@@ -1,8 +1,8 @@
 //! Bytes, for inference: a scale a column of the weight and a scale a row of the left side, both symmetric.
 //!
-//! x W is (sum of x_q w_q) s_x s_w with x_q = round(x / s_x), s_x = max |x| / 127, and likewise w_q. The processor
-//! multiplies unsigned by signed bytes, so x_q is moved up by 128, and 128 times the column's sum of w_q is taken off.
-//! Sums are whole numbers: a row's bits depend on nothing but the row.
+//! x W is (sum of x_q w_q) s_x s_w with x_q = round(x / s_x), s_x = max |x| / 127, and likewise w_q. Where a processor
+//! multiplies unsigned by signed bytes, x_q is moved up by 128, and 128 times the column's sum of w_q is taken off.
+//! Sums are whole numbers: a row's bits depend on nothing but the row, and are the same on every processor.
 
 use super::super::super::lines::with_scratch;
 use super::super::super::simd::Arch;
@@ -10,34 +10,31 @@ use super::super::panels::{Panels, Rows, multiply};
 use super::super::tile::{self, Tile};
 use super::Layout;
 
-/// What x_q is moved up by.
-const SHIFT: i32 = 128;
-/// The largest x_q.
+/// The largest x_q and w_q.
 const TOP: f32 = 127.0;
 
 /// A right side in bytes.
 pub struct Int8Layout {
     inner: usize,
     tile: &'static Tile<u32, u32, i32>,
-    /// The largest w_q.
-    top: f32,
+    /// What x_q is moved up by.
+    shift: i32,
     /// Four bytes of the inner dimension, the first lowest.
     panels: Panels<u32>,
     /// s_w of each column.
     scales: Vec<f32>,
-    /// `SHIFT` times the sum of each column's w_q.
+    /// `shift` times the sum of each column's w_q.
     moved: Vec<i32>,
 }
 
-/// The tile of a processor, and the largest w_q that it takes.
-fn tile_of(arch: Arch) -> (&'static Tile<u32, u32, i32>, f32) {
+/// The tile of a processor, and what it wants x_q to be moved up by.
+fn tile_of(arch: Arch) -> (&'static Tile<u32, u32, i32>, i32) {
     match arch {
         #[cfg(target_arch = "x86_64")]
-        Arch::Avx512 { vnni: true, .. } => (&tile::x86::INT8_AVX512, 127.0),
-        // Two products of a byte, at most 255, and w_q fit into 16 bits up to 64.
+        Arch::Avx512 { vnni: true, .. } => (&tile::x86::INT8_AVX512, 128),
         #[cfg(target_arch = "x86_64")]
-        Arch::Avx512 { .. } | Arch::Avx2 => (&tile::x86::INT8_AVX2, 64.0),
-        Arch::Portable => (&tile::INT8_PORTABLE, 127.0),
+        Arch::Avx512 { .. } | Arch::Avx2 => (&tile::x86::INT8_AVX2, 0),
+        Arch::Portable => (&tile::INT8_PORTABLE, 0),
     }
 }
 
@@ -61,29 +58,29 @@ fn quantised(x: f32, inverse: f32) -> i32 {
 
 /// The scale of values whose largest size is `largest`; 1 where all are zero.
 #[inline(always)]
-fn scale_of(largest: f32, top: f32) -> f32 {
-    if largest > 0.0 { largest / top } else { 1.0 }
+fn scale_of(largest: f32) -> f32 {
+    if largest > 0.0 { largest / TOP } else { 1.0 }
 }
 
 impl Layout<f32> for Int8Layout {
     fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
-        let (tile, top) = tile_of(arch);
+        let (tile, shift) = tile_of(arch);
         let panels = Panels::zeros(inner.div_ceil(4), cols, tile.cols);
-        let mut layout = Int8Layout { inner, tile, top, panels, scales: vec![1.0; cols], moved: vec![0; cols] };
+        let mut layout = Int8Layout { inner, tile, shift, panels, scales: vec![1.0; cols], moved: vec![0; cols] };
         layout.repack(value);
         layout
     }
 
     fn repack(&mut self, value: impl Fn(usize, usize) -> f32 + Sync) {
-        let Int8Layout { inner, top, panels, scales, moved, .. } = self;
-        let (inner, top) = (*inner, *top);
+        let Int8Layout { inner, shift, panels, scales, moved, .. } = self;
+        let inner = *inner;
         for (j, scale) in scales.iter_mut().enumerate() {
-            *scale = scale_of((0..inner).fold(0.0, |most: f32, k| most.max(value(k, j).abs())), top);
+            *scale = scale_of((0..inner).fold(0.0, |most: f32, k| most.max(value(k, j).abs())));
         }
         let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), 1.0 / scales[j]) } else { 0 };
         panels.repack(|step, j| u32::from_le_bytes(std::array::from_fn(|i| w(4 * step + i, j) as i8 as u8)));
         for (j, moved) in moved.iter_mut().enumerate() {
-            *moved = SHIFT * (0..inner).map(|k| w(k, j)).sum::<i32>();
+            *moved = *shift * (0..inner).map(|k| w(k, j)).sum::<i32>();
         }
     }
 
@@ -94,13 +91,13 @@ impl Layout<f32> for Int8Layout {
 
     fn set(&mut self, inner: usize, col: usize, value: f32) {
         // The column's scale stays: a patch's entry is rounded as its neighbours were.
-        let new = quantised(value, 1.0 / self.scales[col]).clamp(-(self.top as i32), self.top as i32);
+        let new = quantised(value, 1.0 / self.scales[col]);
         let bytes = self.panels.at_mut(inner / 4, col);
         let mut all = bytes.to_le_bytes();
         let old = i32::from(all[inner % 4] as i8);
         all[inner % 4] = new as i8 as u8;
         *bytes = u32::from_le_bytes(all);
-        self.moved[col] += SHIFT * (new - old);
+        self.moved[col] += self.shift * (new - old);
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
@@ -116,7 +113,7 @@ impl Layout<f32> for Int8Layout {
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
-        let Int8Layout { inner, scales, moved, .. } = self;
+        let Int8Layout { inner, shift, scales, moved, .. } = self;
         let steps = inner.div_ceil(4);
         multiply(
             arch,
@@ -132,12 +129,12 @@ impl Layout<f32> for Int8Layout {
                     |wide: &mut [f32], _: &mut [u8]| {
                         wide[*inner..].fill(0.0);
                         x(row, &mut wide[..*inner]);
-                        let scale = scale_of(largest(wide), TOP);
+                        let scale = scale_of(largest(wide));
                         let inverse = 1.0 / scale;
                         for (to, of) in to.iter_mut().zip(wide.chunks_exact(4)) {
                             let byte = [0, 1, 2, 3].map(
                                 #[inline(always)]
-                                |i: usize| ((quantised(of[i], inverse) + SHIFT) as u32) << (8 * i),
+                                |i: usize| ((quantised(of[i], inverse) + shift) as u32 & 0xff) << (8 * i),
                             );
                             *to = byte[0] | byte[1] | byte[2] | byte[3];
                         }
