@@ -30,6 +30,7 @@ use lines::Element;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 pub use simd::Arch;
 
+use super::PrecisionName;
 use super::batch::Batch;
 use super::ops::{Arithmetic, Device, Dropout, Site};
 use super::philox::MaskRow;
@@ -147,6 +148,26 @@ impl<P: Precision> Cpu<P> {
         let mask = MaskRow::new(self.batch.keys()[row.sequence], site, (head << 16 | row.position) as u32, p);
         (!mask.keeps_all()).then_some(mask)
     }
+}
+
+/// Multiplications and additions a second that `n_threads` threads of this processor can do at most in a precision,
+/// measured on registers; `None` where the compiler chooses the instructions.
+///
+/// # Errors
+///
+/// Where `$BITFIT_CPU` names what this processor cannot run.
+pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
+    let arch = Arch::chosen()?;
+    let of_thread = || match precision {
+        PrecisionName::F32 => f32::tile(arch).and_then(|tile| tile.peak()),
+        PrecisionName::Bf16 => product::layout::peak_of_bf16(arch),
+        PrecisionName::Int8 => product::layout::peak_of_int8(arch),
+    };
+    let all: Vec<Option<f64>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(of_thread)).collect();
+        threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+    });
+    Ok(all.into_iter().sum())
 }
 
 /// Writes a mask's multipliers, 0 or the scale, over `out`.

@@ -13,6 +13,16 @@ pub struct Tile<A: 'static, B: 'static, C: 'static> {
     /// Columns, always all of them.
     pub cols: usize,
     run: Run<A, B, C>,
+    /// Rounds of the loop's arithmetic on registers alone; none where the compiler makes it.
+    peak: Option<Peak>,
+}
+
+/// The arithmetic of a tile without its memory: what the processor can do at most.
+#[derive(Clone, Copy)]
+struct Peak {
+    rounds: unsafe fn(usize),
+    /// Multiplications and additions of a round.
+    operations: usize,
 }
 
 /// (rows, steps, A, A's row stride, A's step stride, B, C, C's row stride, whether C is begun anew).
@@ -49,7 +59,7 @@ impl<A, B, C> Tile<A, B, C> {
 }
 
 /// Four bytes on any processor, both signed.
-pub static INT8_PORTABLE: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: int8_portable };
+pub static INT8_PORTABLE: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: int8_portable, peak: None };
 
 #[allow(clippy::too_many_arguments)]
 unsafe fn int8_portable(
@@ -87,6 +97,24 @@ unsafe fn int8_portable(
     }
 }
 
+impl<A, B, C> Tile<A, B, C> {
+    /// Multiplications and additions a second of this thread on registers alone, measured for about 50 ms.
+    pub fn peak(&self) -> Option<f64> {
+        let Peak { rounds, operations } = self.peak?;
+        let timed = |n: usize| {
+            let began = std::time::Instant::now();
+            // SAFETY: it touches no memory but its own; a tile is handed out only where the processor has its
+            // instructions.
+            unsafe { rounds(n) };
+            began.elapsed().as_secs_f64()
+        };
+        // Clocks rise under load: the best of a few.
+        let n = 100_000;
+        let best = (0..20).map(|_| timed(n)).fold(f64::INFINITY, f64::min);
+        Some((n * operations) as f64 / best)
+    }
+}
+
 /// Calls a kernel that is generic over its rows.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_rows {
@@ -104,27 +132,52 @@ pub mod x86 {
 
     use std::arch::x86_64::*;
 
-    use super::Tile;
+    use super::{Peak, Tile};
 
     /// f32 on AVX2: 6 by 16, twelve of sixteen registers.
-    pub static F32_AVX2: Tile<f32, f32, f32> = Tile { rows: 6, cols: 16, run: f32_avx2::run };
+    pub static F32_AVX2: Tile<f32, f32, f32> =
+        Tile { rows: 6, cols: 16, run: f32_avx2::run, peak: Some(f32_avx2::PEAK) };
     /// f32 on AVX-512: 14 by 32, 28 of 32 registers.
-    pub static F32_AVX512: Tile<f32, f32, f32> = Tile { rows: 14, cols: 32, run: f32_avx512::run };
+    pub static F32_AVX512: Tile<f32, f32, f32> =
+        Tile { rows: 14, cols: 32, run: f32_avx512::run, peak: Some(f32_avx512::PEAK) };
     /// Pairs of bf16 on AVX-512, the first in the low half. A step adds the product of the second, then of the first.
-    pub static BF16_AVX512: Tile<u32, u32, f32> = Tile { rows: 14, cols: 32, run: bf16_avx512::run };
+    pub static BF16_AVX512: Tile<u32, u32, f32> =
+        Tile { rows: 14, cols: 32, run: bf16_avx512::run, peak: Some(bf16_avx512::PEAK) };
     /// Four bytes on AVX-512, unsigned times signed.
-    pub static INT8_AVX512: Tile<u32, u32, i32> = Tile { rows: 14, cols: 32, run: int8_avx512::run };
+    pub static INT8_AVX512: Tile<u32, u32, i32> =
+        Tile { rows: 14, cols: 32, run: int8_avx512::run, peak: Some(int8_avx512::PEAK) };
     /// Four bytes on AVX2, both signed and at most 127 in size. This processor multiplies unsigned by signed bytes and
     /// adds two products in 16 bits: sizes by what carries both signs stay below 2^15.
-    pub static INT8_AVX2: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: int8_avx2::run };
+    pub static INT8_AVX2: Tile<u32, u32, i32> =
+        Tile { rows: 4, cols: 16, run: int8_avx2::run, peak: Some(int8_avx2::PEAK) };
 
     /// A tile of two registers a row: how its numbers are loaded, multiplied and stored.
     macro_rules! tile {
-        ($name:ident, $features:literal, $a:ty, $b:ty, $c:ty, $lanes:literal,
+        ($name:ident, $features:literal, $a:ty, $b:ty, $c:ty, $lanes:literal, depth $depth:literal,
          zero $zero:expr, load_c $load_c:expr, load_b $load_b:expr, splat $splat:expr, add $add:expr, store $store:expr,
          rows $($r:literal)*) => {
             mod $name {
                 use super::*;
+
+                /// Sums that run beside each other: enough to hide the latency of one.
+                const CHAINS: usize = 12;
+
+                pub const PEAK: Peak = Peak { rounds, operations: CHAINS * $lanes * $depth * 2 };
+
+                #[target_feature(enable = $features)]
+                unsafe fn rounds(n: usize) {
+                    let zeros: [$b; $lanes] = Default::default();
+                    // SAFETY: it reads `zeros`.
+                    let b = unsafe { $load_b(zeros.as_ptr()) };
+                    let mut sums = [$zero; CHAINS];
+                    for _ in 0..n {
+                        let x = std::hint::black_box($splat(Default::default()));
+                        for s in &mut sums {
+                            *s = $add(*s, x, b);
+                        }
+                    }
+                    std::hint::black_box(sums);
+                }
 
                 #[allow(clippy::too_many_arguments)]
                 pub unsafe fn run(
@@ -183,30 +236,37 @@ pub mod x86 {
         };
     }
 
-    tile!(f32_avx2, "avx2,fma", f32, f32, f32, 8,
+    /// The same bits, as the processor's pairs of bf16.
+    #[inline(always)]
+    fn pairs(bits: __m512i) -> __m512bh {
+        // SAFETY: both are 64 bytes of which every bit pattern is a value.
+        unsafe { std::mem::transmute(bits) }
+    }
+
+    tile!(f32_avx2, "avx2,fma", f32, f32, f32, 8, depth 1,
         zero _mm256_setzero_ps(), load_c _mm256_loadu_ps, load_b _mm256_loadu_ps, splat _mm256_set1_ps,
         add |s, x, b| _mm256_fmadd_ps(x, b, s), store _mm256_storeu_ps,
         rows 1 2 3 4 5 6);
 
-    tile!(f32_avx512, "avx512f", f32, f32, f32, 16,
+    tile!(f32_avx512, "avx512f", f32, f32, f32, 16, depth 1,
         zero _mm512_setzero_ps(), load_c _mm512_loadu_ps, load_b _mm512_loadu_ps, splat _mm512_set1_ps,
         add |s, x, b| _mm512_fmadd_ps(x, b, s), store _mm512_storeu_ps,
         rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
-    tile!(bf16_avx512, "avx512f,avx512bf16", u32, u32, f32, 16,
+    tile!(bf16_avx512, "avx512f,avx512bf16", u32, u32, f32, 16, depth 2,
         zero _mm512_setzero_ps(), load_c _mm512_loadu_ps, load_b |b: *const u32| _mm512_loadu_si512(b.cast()),
         splat |x: u32| _mm512_set1_epi32(x as i32),
-        add |s, x, b| _mm512_dpbf16_ps(s, std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(b)),
+        add |s, x, b| _mm512_dpbf16_ps(s, pairs(x), pairs(b)),
         store _mm512_storeu_ps,
         rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
-    tile!(int8_avx512, "avx512f,avx512vnni", u32, u32, i32, 16,
+    tile!(int8_avx512, "avx512f,avx512vnni", u32, u32, i32, 16, depth 4,
         zero _mm512_setzero_si512(), load_c |c: *mut i32| _mm512_loadu_si512(c.cast_const().cast()),
         load_b |b: *const u32| _mm512_loadu_si512(b.cast()), splat |x: u32| _mm512_set1_epi32(x as i32),
         add |s, x, b| _mm512_dpbusd_epi32(s, x, b), store |c: *mut i32, s| _mm512_storeu_si512(c.cast(), s),
         rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
-    tile!(int8_avx2, "avx2", u32, u32, i32, 8,
+    tile!(int8_avx2, "avx2", u32, u32, i32, 8, depth 4,
         zero _mm256_setzero_si256(), load_c |c: *mut i32| _mm256_loadu_si256(c.cast_const().cast()),
         load_b |b: *const u32| _mm256_loadu_si256(b.cast()), splat |x: u32| _mm256_set1_epi32(x as i32),
         add |s, x, b| {

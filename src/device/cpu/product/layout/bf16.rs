@@ -55,6 +55,14 @@ fn pair_tile(arch: Arch) -> Option<&'static Tile<u32, u32, f32>> {
     }
 }
 
+/// What a thread can do at most: of pairs, else in f32, as which it is computed.
+pub fn peak(arch: Arch) -> Option<f64> {
+    match pair_tile(arch) {
+        Some(tile) => tile.peak(),
+        None => f32::tile(arch).and_then(|tile| tile.peak()),
+    }
+}
+
 impl Layout<f32> for Bf16Layout {
     fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
         let kind = match pair_tile(arch) {

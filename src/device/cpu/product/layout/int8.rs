@@ -38,6 +38,11 @@ fn tile_of(arch: Arch) -> (&'static Tile<u32, u32, i32>, i32) {
     }
 }
 
+/// What a thread can do at most.
+pub fn peak(arch: Arch) -> Option<f64> {
+    tile_of(arch).0.peak()
+}
+
 /// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
 #[inline(always)]
 fn quantised(x: f32, inverse: f32) -> i32 {

@@ -7,9 +7,9 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use bf16::Bf16Layout;
+pub use bf16::{Bf16Layout, peak as peak_of_bf16};
 pub use f32::F32Layout;
-pub use int8::Int8Layout;
+pub use int8::{Int8Layout, peak as peak_of_int8};
 pub use plain::Plain;
 
 use super::super::real::Real;
