@@ -90,13 +90,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let times = args.timed(steps)?;
     let peak = memory("VmHWM:");
 
-    let operations = operations(base.config(), args.batch * args.length, args.length, &work);
+    let operations = |whole| operations(base.config(), args.batch, args.length, whole, &work);
     let threads = if n_threads == 0 { std::thread::available_parallelism()?.get() } else { n_threads };
     let most = device::cpu::peak(precision, threads)?;
     let found = Found {
         step_s: median(times[0].clone()),
         tokens: (args.batch * args.length) as f64,
-        operations,
+        operations: operations(true),
+        done: operations(false),
         most,
         model: resident,
         over_model: peak.zip(resident).map(|(peak, resident)| (peak - resident).max(0.0)),
@@ -133,7 +134,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 struct Found {
     step_s: f64,
     tokens: f64,
+    /// As others count them, the last layer whole.
     operations: f64,
+    /// What is left of them where the last layer is short.
+    done: f64,
     /// Operations a second that the processor can do at most.
     most: Option<f64>,
     model: Option<f64>,
@@ -147,6 +151,11 @@ impl Found {
         self.operations / self.step_s
     }
 
+    /// Of what the processor can do at most, by the operations that are done.
+    fn share(&self) -> Option<f64> {
+        self.most.map(|most| self.done / self.step_s / most)
+    }
+
     fn write(&self, json: &mut serde_json::Value) {
         let mb = |bytes: Option<f64>| bytes.map(|bytes| (bytes / MB).round());
         let values = json!({
@@ -154,7 +163,7 @@ impl Found {
             "tokens_per_s": self.tokens / self.step_s,
             "gflops": self.per_second() / 1e9,
             "peak_gflops": self.most.map(|most| most / 1e9),
-            "share_of_peak": self.most.map(|most| self.per_second() / most),
+            "share_of_peak": self.share(),
             "model_mb": mb(self.model),
             "peak_mb": mb(self.peak),
             "peak_over_model_mb": mb(self.over_model),
@@ -169,9 +178,9 @@ impl Found {
         say!("  {:<24}{:>10.4} s (median of {steps})", "a step", self.step_s);
         say!("  {:<24}{:>10.0}", "tokens a second", self.tokens / self.step_s);
         say!("  {:<24}{:>10.1}", "GFLOP/s", self.per_second() / 1e9);
-        if let Some(most) = self.most {
-            let share = 100.0 * self.per_second() / most;
-            say!("  {:<24}{share:>10.0} % of {:.0} GFLOP/s measured", "of the peak", most / 1e9);
+        if let (Some(share), Some(most)) = (self.share(), self.most) {
+            let share = 100.0 * share;
+            say!("  {:<24}{share:>10.0} % of {:.0} GFLOP/s, the short last layer as it is", "of the peak", most / 1e9);
         }
         if let (Some(model), Some(over_model)) = (self.model, self.over_model) {
             say!("  {:<24}{:>10.0} MB", "the model", model / MB);
@@ -324,11 +333,13 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 /// Floating-point operations of a step: products and attention of a forward, twice where the way back goes through the
-/// layers, three times where weights train too. The short last layer is counted whole, so that figures compare with
-/// others'.
-fn operations(config: &Config, tokens: usize, length: usize, work: &Work) -> f64 {
-    let [t, l, h, i] = [tokens, length, config.hidden_size, config.intermediate_size].map(|n| n as f64);
-    let forward = config.num_hidden_layers as f64 * (2.0 * t * (4.0 * h * h + 2.0 * h * i) + 4.0 * t * l * h);
+/// layers, three times where weights train too. With `whole`, the last layer is counted for every token, as others
+/// compute it, so that figures compare; else as it is: all but keys and values for one token a sequence.
+fn operations(config: &Config, batch: usize, length: usize, whole: bool, work: &Work) -> f64 {
+    let [s, l, h, i] = [batch, length, config.hidden_size, config.intermediate_size].map(|n| n as f64);
+    let layer = |rows: f64| 2.0 * rows * (2.0 * h * h + 2.0 * h * i) + 4.0 * rows * l * h + 2.0 * s * l * 2.0 * h * h;
+    let last = layer(if whole { s * l } else { s });
+    let forward = (config.num_hidden_layers as f64 - 1.0) * layer(s * l) + last;
     forward
         * match work {
             Work::Forward => 1.0,
