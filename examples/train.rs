@@ -20,7 +20,14 @@ fn main() -> anyhow::Result<()> {
 
     let config = Options { epochs: 5, ..Options::default() }.check(&base)?;
     let dev = [("held_out".to_string(), dev)];
-    let job = Job { config: &config, train: &train, dev: &dev, out: Path::new(out), existing: Existing::Refuse };
+    let job = Job {
+        config: &config,
+        train: &train,
+        dev: &dev,
+        out: Path::new(out),
+        existing: Existing::Refuse,
+        memory_budget: None,
+    };
     let mut show = |event: Event| {
         if let Event::Evaluated { epoch, metrics, .. } = event {
             println!("epoch {epoch}: {metrics:?}");

@@ -80,6 +80,21 @@ fn one_seed_gives_one_patch_with_any_number_of_threads() {
 }
 
 #[test]
+fn a_memory_budget_changes_no_byte_and_is_refused_where_it_cannot_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = write(folder.path(), "films.csv", table(120));
+    let of = |name: &str, more: &[&str]| train(&rows, &folder.path().join(name), &[&FAST[..], more].concat());
+    of("free", &[]).ok();
+    of("tight", &["--memory-budget", "320KB"]).ok();
+    assert!(patch(&folder.path().join("free")) == patch(&folder.path().join("tight")));
+    for (budget, message) in [("1KB", "bytes of activations at least"), ("much", "500MB or 1.5GB"), ("0", "500MB")] {
+        of("refused", &["--memory-budget", budget]).refused(2, &[message]);
+    }
+    of("refused", &["--memory-budget", "1GB", "--method", "full"]).refused(2, &["biases or the head alone"]);
+    assert!(!folder.path().join("refused").exists());
+}
+
+#[test]
 fn another_seed_gives_another_patch() {
     let folder = tempfile::tempdir().unwrap();
     let rows = write(folder.path(), "films.csv", table(60));

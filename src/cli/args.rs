@@ -75,6 +75,18 @@ impl DeviceArgs {
     }
 }
 
+/// Bytes out of `500MB`, `1.5GB` or a plain number; units are of a thousand.
+pub fn parse_size(text: &str) -> bitfit::Result<usize> {
+    let refuse =
+        || bitfit::Error::setting("--memory-budget", "a size such as 500MB or 1.5GB", format_args!("`{text}`"));
+    let units = [("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1.0)];
+    let upper = text.trim().to_ascii_uppercase();
+    let unit = units.iter().find_map(|(unit, bytes)| Some((upper.strip_suffix(unit)?, *bytes)));
+    let (number, unit) = unit.unwrap_or((&upper, 1.0));
+    let bytes = number.trim().parse::<f64>().map_err(|_| refuse())? * unit;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as usize) } else { Err(refuse()) }
+}
+
 /// Which columns of a table of one's own hold what.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ColumnArgs {

@@ -19,7 +19,7 @@ use bitfit::train::{Options, Progress, start, step};
 use bitfit::{Error, Result};
 use serde_json::json;
 
-use super::args::DeviceArgs;
+use super::args::{DeviceArgs, parse_size};
 use super::output::say;
 
 /// Steps that are not counted: they fill the pool of buffers and the caches.
@@ -54,6 +54,9 @@ pub struct Args {
     /// Dropout at every place [default: what the base's config says, 0.1]
     #[arg(long, value_name = "P")]
     dropout: Option<f32>,
+    /// The most memory that a training step's activations take, as in `train`
+    #[arg(long, value_name = "SIZE")]
+    memory_budget: Option<String>,
     /// Steps that are counted, after 3 that are not; their median is shown
     #[arg(long, value_name = "N", default_value_t = 7)]
     steps: usize,
@@ -230,8 +233,9 @@ impl Args {
             check_range("--tasks", *k, self.batch)?;
         }
         if self.method == "forward" {
-            if self.terms.is_some() || self.layers.is_some() || self.dropout.is_some() {
-                let message = "--terms, --layers and --dropout are of training; a forward pass has none";
+            if self.terms.is_some() || self.layers.is_some() || self.dropout.is_some() || self.memory_budget.is_some() {
+                let message =
+                    "--terms, --layers, --dropout and --memory-budget are of training; a forward pass has none";
                 return Err(Error::Usage(message.into()));
             }
             return Ok(Work::Forward);
@@ -303,7 +307,8 @@ impl Args {
             runs.push(start(base, &config.selection, 2, config.seed)?);
             progress.push(Progress::new(&config, sequences[rows(g)].to_vec(), 0)?);
         }
-        let mut trainer = encoder.trainer(&runs)?;
+        let memory_budget = self.memory_budget.as_deref().map(parse_size).transpose()?;
+        let mut trainer = encoder.trainer_within(&runs, memory_budget)?;
         Ok(Box::new(move || step(&mut *trainer, &mut progress).map(drop)))
     }
 

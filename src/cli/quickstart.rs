@@ -107,7 +107,8 @@ fn learn(task: Task, encoder: &Encoder, stop: &AtomicBool) -> Result<Learned> {
     let dev = [(HELD_OUT.to_string(), held_out)];
     let fit = |method: Method, out: &Path| -> Result<(Outcome, f64)> {
         let config = options(method).check(encoder.base())?;
-        let job = Job { config: &config, train: &rows, dev: &dev, out, existing: Existing::Overwrite };
+        let job =
+            Job { config: &config, train: &rows, dev: &dev, out, existing: Existing::Overwrite, memory_budget: None };
         let bar = Progress::new(format!("{} ({method})", task.name));
         let outcome = train(encoder, &job, &mut |event| bar.show(&event), stop)?;
         let score = outcome.patch.metadata().metrics.get(metric.name()).copied();

@@ -132,10 +132,20 @@ impl Encoder {
     ///
     /// See [`Trainer::new`]; and where the precision is for inference alone.
     pub fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
+        self.trainer_within(runs, None)
+    }
+
+    /// As [`Encoder::trainer`], where the activations of a step take at most so many bytes: layers are computed again
+    /// on the way back as needed, to the same bits. A batch that does not fit even so is an error of its step.
+    ///
+    /// # Errors
+    ///
+    /// As [`Encoder::trainer`], and where a run trains weights.
+    pub fn trainer_within(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>> {
         if self.precision == PrecisionName::Int8 {
             return Err(Error::Usage("int8 is for inference: train in f32 or bf16".into()));
         }
-        self.engine.trainer(runs)
+        self.engine.trainer(runs, memory_budget)
     }
 
     /// Lays out what training reads and inference does not; without this the first training step does.
@@ -183,7 +193,7 @@ trait Engine: Send + Sync {
     fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
     fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
     fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<f32>>;
-    fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>>;
+    fn trainer(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>>;
     fn prepare_training(&self);
     fn weights_hash(&self) -> String;
     fn peak_bytes(&self) -> usize;
@@ -241,9 +251,9 @@ impl<D: Ops> Runtime<D> {
     }
 
     /// A trainer over this network.
-    pub(super) fn train(&self, runs: &[Run]) -> Result<Trainer<D>> {
+    pub(super) fn train(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Trainer<D>> {
         let context = self.context().fork();
-        Trainer::new(context, &self.base, &self.network, runs)
+        Trainer::new(context, &self.base, &self.network, runs, memory_budget)
     }
 
     fn in_use<'t>(&'t self, d: &D, tasks: &'t [Option<Task>]) -> Result<InUse<'t, D>> {
@@ -386,8 +396,8 @@ impl<D: Ops> Engine for Runtime<D> {
         Ok(pooled)
     }
 
-    fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
-        Ok(Box::new(self.train(runs)?))
+    fn trainer(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>> {
+        Ok(Box::new(self.train(runs, memory_budget)?))
     }
 
     fn prepare_training(&self) {

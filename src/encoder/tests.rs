@@ -14,6 +14,7 @@ use crate::device::batch::{Batch, DropoutKey, Target};
 use crate::device::cpu::{Bf16, Cpu, F32, F64, Precision};
 use crate::device::ops::Dropout;
 use crate::encoder::Rule;
+use crate::error::Error;
 
 const DROPOUT: Dropout = Dropout { hidden: 0.2, attention: 0.15, classifier: 0.1 };
 const LENGTHS: [usize; 6] = [1, 9, 13, 5, 17, 8];
@@ -100,7 +101,7 @@ fn run(base: &Base, requests: BTreeMap<String, Request>, seed: u64, n_outputs: u
 
 fn trainer<P: Precision>(base: &Base, runs: &[Run], threads: usize) -> Trainer<Cpu<P>> {
     let cpu = Cpu::<P>::new(arithmetic(base.config()), threads).unwrap();
-    Runtime::new(cpu, base).unwrap().train(runs).unwrap()
+    Runtime::new(cpu, base).unwrap().train(runs, None).unwrap()
 }
 
 /// Every tensor's gradient of every run against central differences of the loss.
@@ -261,6 +262,44 @@ fn groups_equal_runs_alone<P: Precision>() {
     }
 }
 
+/// Under every memory budget there is: the same gradients, and no more memory than allowed.
+#[test]
+fn layers_that_are_computed_again_give_the_same_bits_within_the_budget() {
+    recomputed_equals_kept::<F32>();
+    recomputed_equals_kept::<Bf16>();
+}
+
+fn recomputed_equals_kept<P: Precision>() {
+    let base = Base::random(Config { num_hidden_layers: 6, ..base(true).config().clone() }, 5);
+    let runs = [run(&base, biases(&base), 80, 2)];
+    // Long enough that activations outweigh what a step needs besides.
+    let mut long = Batch::new();
+    for s in 0..6u32 {
+        let ids: Vec<u32> = (0..19).map(|i| (s * 7 + i * 3) % base.config().vocab_size as u32).collect();
+        let key = DropoutKey { seed: 1, step: 0, index: s };
+        long.push(&ids, &[0; 19], 0, key, Some(Target::Class(s % 2)));
+    }
+    let batch = [Arc::new(long)];
+    let step = |memory_budget: Option<usize>| {
+        let cpu = Cpu::<P>::new(arithmetic(base.config()), 1).unwrap();
+        let mut trainer = Runtime::new(cpu, &base).unwrap().train(&runs, memory_budget).unwrap();
+        trainer.accumulate(&batch, DROPOUT).map(|loss| (loss, trainer.gradients(0), trainer.peak_bytes()))
+    };
+    let (loss, gradients, most) = step(None).unwrap();
+    let Err(Error::Usage(message)) = step(Some(1)) else { panic!("a budget of one byte") };
+    let least: usize = message.split_once("needs ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    assert!(least < most, "{least} of {most}");
+    assert!(step(Some(least - 1)).is_err());
+    let mut peaks = Vec::new();
+    for budget in [least, (least + most) / 2, 2 * most] {
+        let (again, found, peak) = step(Some(budget)).unwrap();
+        assert!(again == loss && found == gradients, "within {budget} bytes");
+        assert!(peak <= budget, "{peak} bytes of {budget}");
+        peaks.push(peak);
+    }
+    assert!(peaks[0] < peaks[2] && peaks[2] == most, "{peaks:?} of {most}");
+}
+
 #[test]
 fn micro_batches_count_as_one_batch() {
     let base = base(true);
@@ -308,11 +347,11 @@ fn frozen_weights_are_untouched_by_a_run_of_biases_and_shared_ones_by_a_run_of_w
     let cpu = Cpu::<F32>::new(arithmetic(base.config()), 1).unwrap();
     let runtime = Runtime::new(cpu, &base).unwrap();
     let batches = [Arc::new(batch(&[0; 6], &[2]))];
-    let mut biased = runtime.train(&[run(&base, biases(&base), 90, 2)]).unwrap();
+    let mut biased = runtime.train(&[run(&base, biases(&base), 90, 2)], None).unwrap();
     let before = biased.weights_hash();
     biased.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
     assert_eq!(before, biased.weights_hash());
-    let mut whole = runtime.train(&[run(&base, everything(&base), 90, 2)]).unwrap();
+    let mut whole = runtime.train(&[run(&base, everything(&base), 90, 2)], None).unwrap();
     whole.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
     assert_ne!(before, whole.weights_hash());
     assert_eq!(before, biased.weights_hash());

@@ -36,6 +36,8 @@ pub struct Job<'a> {
     pub out: &'a Path,
     /// What to do where it already holds a run.
     pub existing: Existing,
+    /// The most bytes that a step's activations may take; it changes no result. See [`Encoder::trainer_within`].
+    pub memory_budget: Option<usize>,
 }
 
 /// What happens in a run, as it happens.
@@ -100,7 +102,7 @@ pub struct Outcome {
 /// Rows or settings that do not fit the base or each other, a folder that cannot be used as asked, a resume with other
 /// settings or data, [`Error::Interrupted`], [`Error::Diverged`], [`Error::Audit`], and whatever device and disk report.
 pub fn run(encoder: &Encoder, job: &Job, on_event: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Outcome> {
-    run_with(encoder, job, on_event, stop, &|run| encoder.trainer(std::slice::from_ref(run)))
+    run_with(encoder, job, on_event, stop, &|run| encoder.trainer_within(std::slice::from_ref(run), job.memory_budget))
 }
 
 /// [`run`], over a trainer that the caller makes: how a test breaks a gradient on purpose.
@@ -307,7 +309,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
         let (train, dev) = (rows(), [("dev".to_string(), rows())]);
-        let job = Job { config: &config, train: &train, dev: &dev, out: &out, existing: Existing::Refuse };
+        let job = Job {
+            config: &config,
+            train: &train,
+            dev: &dev,
+            out: &out,
+            existing: Existing::Refuse,
+            memory_budget: None,
+        };
         let trainer = |run: &Run| -> Result<Box<dyn Training>> {
             Ok(Box::new(Broken { inner: encoder.trainer(std::slice::from_ref(run))?, cut, changed }))
         };

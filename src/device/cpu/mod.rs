@@ -195,6 +195,9 @@ impl<P: Precision> Device for Cpu<P> {
     type Params = Vectors<P::Real>;
     type Index = Vec<u64>;
 
+    const STREAM_BYTES: usize = size_of::<P::Real>();
+    const ACT_BYTES: usize = size_of::<P::Stored>();
+
     fn fork(&self) -> Self {
         Self::with(self.arch, self.arithmetic, self.threads.clone())
     }

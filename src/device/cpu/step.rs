@@ -177,6 +177,13 @@ impl<P: Precision> Cpu<P> {
 }
 
 impl<P: Precision> Ops for Cpu<P> {
+    fn copy(&mut self, x: &Stream<P>) -> Stream<P> {
+        let mut y = self.mat(x.space, x.cols);
+        let piece = 1 << 16;
+        y.data.par_chunks_mut(piece).zip(x.data.par_chunks(piece)).for_each(|(y, x)| y.copy_from_slice(x));
+        y
+    }
+
     fn firsts(&mut self, x: Stream<P>) -> Stream<P> {
         match x.space {
             Space::Firsts => x,
