@@ -147,8 +147,9 @@ impl<P: Precision> Cpu<P> {
                     (&mut *p, &mut *mask),
                     #[inline(always)]
                     |(p, mask): (&mut [P::Real], &mut [P::Real])| {
+                        let mut lse = lse;
                         for (i, row) in p.chunks_mut(len).enumerate() {
-                            lse.clone().row(i)[0] = softmax(row, scale);
+                            lse.row(i)[0] = softmax(row, scale);
                         }
                         self.drop_probabilities(&head, site, p, mask);
                     },

@@ -269,23 +269,24 @@ pub fn multiply<A: Element, B: Element, C: Element, E: Send>(
         });
     } else {
         // Too few rows to share out: the left side is made once, and the columns are.
-        let mut left = Lines::<A>::zeros(m * ld);
-        left.par_chunks_mut(ld).enumerate().for_each(|(i, to)| {
-            arch.run(
-                to,
-                #[inline(always)]
-                |to: &mut [A]| prepare(i, &mut to[..cut.prepared()]),
-            );
-        });
-        let n = panels.min(4 * n_threads);
-        (0..n).into_par_iter().with_max_len(1).for_each(|i| {
-            let js = panels * i / n..panels * (i + 1) / n;
-            with_scratch::<A, C, _>(0, cut.sums(m), |_, sums| {
+        with_scratch(m * ld, 0, |left: &mut [A], _: &mut [u8]| {
+            left.par_chunks_mut(ld).enumerate().for_each(|(i, to)| {
                 arch.run(
-                    sums,
+                    to,
                     #[inline(always)]
-                    |sums: &mut [C]| cut.block((&left, sums), 0..tiles, js.clone(), &y, &finish),
+                    |to: &mut [A]| prepare(i, &mut to[..cut.prepared()]),
                 );
+            });
+            let (left, n) = (&*left, panels.min(4 * n_threads));
+            (0..n).into_par_iter().with_max_len(1).for_each(|i| {
+                let js = panels * i / n..panels * (i + 1) / n;
+                with_scratch::<A, C, _>(0, cut.sums(m), |_, sums| {
+                    arch.run(
+                        sums,
+                        #[inline(always)]
+                        |sums: &mut [C]| cut.block((left, sums), 0..tiles, js.clone(), &y, &finish),
+                    );
+                });
             });
         });
     }

@@ -4,6 +4,8 @@
 //! multiplies unsigned by signed bytes, x_q is moved up by 128, and 128 times the column's sum of w_q is taken off.
 //! Sums are whole numbers: a row's bits depend on nothing but the row, and are the same on every processor.
 
+use rayon::prelude::*;
+
 use super::super::super::lines::with_scratch;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
@@ -79,14 +81,14 @@ impl Layout<f32> for Int8Layout {
     fn repack(&mut self, value: impl Fn(usize, usize) -> f32 + Sync) {
         let Int8Layout { inner, shift, panels, scales, moved, .. } = self;
         let inner = *inner;
-        for (j, scale) in scales.iter_mut().enumerate() {
+        scales.par_iter_mut().enumerate().for_each(|(j, scale)| {
             *scale = scale_of((0..inner).fold(0.0, |most: f32, k| most.max(value(k, j).abs())));
-        }
+        });
         let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), 1.0 / scales[j]) } else { 0 };
         panels.repack(|step, j| u32::from_le_bytes(std::array::from_fn(|i| w(4 * step + i, j) as i8 as u8)));
-        for (j, moved) in moved.iter_mut().enumerate() {
+        moved.par_iter_mut().enumerate().for_each(|(j, moved)| {
             *moved = *shift * (0..inner).map(|k| w(k, j)).sum::<i32>();
-        }
+        });
     }
 
     fn at(&self, inner: usize, col: usize) -> f32 {
