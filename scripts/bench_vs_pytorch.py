@@ -9,9 +9,9 @@ holds every round, so that a stopped run goes on where it was; more rounds are a
 the groups whose name contains that text. `--table` writes benches/RESULTS.md from what is there.
 
 A ratio is of medians over the rounds, the fastest of the others over ours, with the 90 % interval of 2,000 resamplings
-of the rounds. A row is met where the lower end is at least 0.95 of its figure. `short` in a row's name: our last layer
-is computed for the first token of each sequence alone, which is all that the head reads; the ratio without it is scaled
-by the operations that this saves.
+of the rounds. A row is met where the lower end is at least 0.95 of its figure. Our last
+layer is computed for the first token of each sequence alone, which is all that the head reads; the ratio without that is
+estimated by the operations it saves.
 
 Every process runs 3 steps that are not counted and then 3 that are; a round takes their median.
 
@@ -96,7 +96,7 @@ MEMORY = [("f32", 1450, 1360), ("bf16", 800, 700)]
 
 
 def facts():
-    """The processor by name and its widest arithmetic, cores and memory."""
+    """The processor by name and its widest arithmetic, and its cores."""
     fields = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -139,7 +139,7 @@ def run(command):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def measure(group, binary):
+def measure(group, binary, backwards):
     """One round: {who: {"step_s", "peak_over_model_mb"}}."""
     found = {}
     # Ours and theirs in turn, so that a slow minute falls on both.
@@ -147,8 +147,10 @@ def measure(group, binary):
     others = [(other, group.other_command(other)) for other in group.others]
     turns = [turn for pair in zip(ours, others) for turn in pair]
     turns += ours[len(others) :] + others[len(ours) :]
-    for name, command in turns:
+    for name, command in reversed(turns) if backwards else turns:
         for result in run(command):
+            if result.get("path", facts()["kind"]) != facts()["kind"]:
+                sys.exit(f"bitfit ran by {result['path']} on a processor with {facts()['kind']}: unset BITFIT_CPU")
             who = result.get("engine", name)
             found[who] = {
                 "step_s": result.get("step_s", result.get("seconds")),
@@ -163,21 +165,27 @@ def path_of(group):
 
 
 def run_group(group, binary, rounds):
+    if commit().endswith("changes"):
+        sys.exit("src/ or Cargo.* has changes: commit them, so that a figure belongs to a commit")
     path = path_of(group)
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if stored and stored["commit"] != commit():
-        sys.exit(
-            f"{path.relative_to(ROOT)} was measured at {stored['commit']}, this is {commit()}: delete it to measure anew"
-        )
     typed = [group.our_command("bitfit", p) for p in group.ours]
     typed += [["python3", *group.other_command(other)[1:]] for other in group.others]
-    stored = stored or {
+    fresh = {
         "group": group.name, **facts(), "threads": int(THREADS), "commit": commit(),
         "commands": [" ".join(command) for command in typed], "rounds": [],
     }  # fmt: skip
+    stored = stored or fresh
+    for key in fresh:
+        if key != "rounds" and stored[key] != fresh[key]:
+            sys.exit(
+                f"{path.relative_to(ROOT)} was measured with {key} {stored[key]}, this is {fresh[key]}: delete it to "
+                "measure anew"
+            )
     while len(stored["rounds"]) < rounds:
         print(f"{group.name}, round {len(stored['rounds']) + 1} of {rounds}", file=sys.stderr, flush=True)
-        stored["rounds"].append(measure(group, binary))
+        # Every other round the other way about.
+        stored["rounds"].append(measure(group, binary, backwards=len(stored["rounds"]) % 2 == 1))
         write_aside(path, json.dumps(stored, indent=1) + "\n")
 
 
@@ -192,10 +200,10 @@ def fastest(rounds, names, measure="step_s"):
     return name, medians[name]
 
 
-def ratio(rounds, ours, others):
-    """Theirs over ours with its 90 % interval, and who they are."""
+def ratio(rounds, above, below):
+    """The median of the fastest of `above` over that of the fastest of `below`, and its 90 % interval."""
     draw = random.Random(0)
-    of = lambda some: fastest(some, others)[1] / fastest(some, ours)[1]  # noqa: E731
+    of = lambda some: fastest(some, above)[1] / fastest(some, below)[1]  # noqa: E731
     again = sorted(of(draw.choices(rounds, k=len(rounds))) for _ in range(2000))
     return of(rounds), (again[100], again[-101])
 
@@ -219,7 +227,7 @@ def table(kind):
         f"## {first['processor']}, {kind}", "",
         f"{first['threads']} threads of {first['cores']} cores; a commit a group: "
         + ", ".join(f"{name} {stored['commit']}" for name, (_, stored) in groups.items()) + ".", "",
-        "| work | ours | fastest of the others | ratio (90 %) | without the short last layer | at least (aim) | |",
+        "| work | ours | fastest of the others | ratio (90 %) | without the short last layer, estimated | at least (aim) | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for title, name, precisions, others, narrow, wide in ROWS:
@@ -231,15 +239,17 @@ def table(kind):
         group, stored = groups[name]
         rounds, ours = stored["rounds"], [f"bitfit {p}" for p in precisions]
         (who, mine), (other, theirs) = fastest(rounds, ours), fastest(rounds, others)
-        value, (low, high) = ratio(rounds, ours, others)
+        value, (low, high) = ratio(rounds, others, ours)
         whole = value * (1 - saved(group.shape, group.length))
-        verdict = "met" if low >= 0.95 * figure else "**short**"
+        verdict = "met" if low >= 0.95 * figure else "**below**"
+        if len(rounds) < 7:
+            verdict += " (too few rounds to tell)"
         lines.append(
             f"| {title} | {who.split()[1]} {mine:.4g} s | {other} {theirs:.4g} s | {value:.2f} ({low:.2f} to {high:.2f}) "
             f"| {whole:.2f} | {wanted} | {verdict}, {len(rounds)} rounds |"
         )
     if "base-bitfit" in groups:
-        value, (low, high) = ratio(groups["base-bitfit"][1]["rounds"], ["bitfit full f32"], ["bitfit f32"])
+        value, (low, high) = ratio(groups["base-bitfit"][1]["rounds"], ["bitfit f32"], ["bitfit full f32"])
         lines += ["", f"A BitFit step takes {value:.2f} ({low:.2f} to {high:.2f}) of a `full` one of this engine, f32."]
     if "base-bitfit-32" in groups:
         rounds = groups["base-bitfit-32"][1]["rounds"]
@@ -263,7 +273,7 @@ def report():
         "every sequence of full length, 16 x 128 unless said. A ratio is the fastest of the others over ours, of medians, with "
         "the 90 % interval of 2,000 resamplings of the rounds; a row is met where its lower end is at least 0.95 of the "
         "figure. Our last layer is computed for the first token of each sequence alone, which is all that the head reads; the "
-        "ratio without that is scaled by the operations it saves.", "",
+        "ratio without that is estimated by the operations it saves.", "",
     ]  # fmt: skip
     notes = ROOT / "benches" / "NOTES.md"
     tail = [notes.read_text(encoding="utf-8").rstrip(), ""] if notes.exists() else []

@@ -71,6 +71,10 @@ fn wrong_uses_are_refused_with_what_is_known() {
         assert!(!output.status.success() && output.stdout.is_empty(), "{args:?}");
         assert!(text.contains(message) && text.lines().count() == 1, "{args:?}: {text}");
     }
+    let mut forced = Command::new(env!("CARGO_BIN_EXE_bitfit"));
+    let output = forced.args(["bench", "--steps", "1"]).env("BITFIT_CPU", "z80").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && text.contains("BITFIT_CPU: expected portable"), "{text}");
     let output = Command::new(env!("CARGO_BIN_EXE_bitfit")).args(["bench", "--batch", "0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }

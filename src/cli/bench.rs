@@ -101,9 +101,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         tokens: (args.batch * args.length) as f64,
         operations: operations(true),
         done: operations(false),
-        most,
+        // What the way back leaves out where a part of the terms or layers trains is not counted.
+        most: most.filter(|_| args.terms.is_none() && args.layers.is_none()),
         model: resident,
-        over_model: peak.zip(resident).map(|(peak, resident)| (peak - resident).max(0.0)),
+        // Several counts lie beside each other: the sum says nothing of one.
+        over_model: peak.zip(resident).filter(|_| times.len() == 1).map(|(peak, resident)| (peak - resident).max(0.0)),
         peak,
         paired: args.tasks.iter().zip(&times).map(|(k, own)| Paired::of(*k, own, &times[0])).collect(),
     };
@@ -240,6 +242,7 @@ impl Args {
             }
             return Ok(Work::Forward);
         }
+        self.memory_budget.as_deref().map(parse_size).transpose()?;
         let method: Method = self.method.parse().map_err(|_| {
             Error::setting("--method", "bitfit, full, frozen, random or forward", format_args!("`{}`", self.method))
         })?;

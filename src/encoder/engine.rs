@@ -308,7 +308,8 @@ impl<D: Ops> Runtime<D> {
 
 impl<D: Ops> Engine for Runtime<D> {
     fn attach(&self, delta: &Delta) -> Result<Task> {
-        let d = self.context();
+        // A context of its own: a forward that runs elsewhere is not waited for, and packing has this device's threads.
+        let mut d = self.context().fork();
         let config = self.base.config();
         let h = config.hidden_size;
         let head = delta.head.clone();
@@ -319,7 +320,7 @@ impl<D: Ops> Engine for Runtime<D> {
             (false, Some((weight, bias))) => {
                 check_len("pooler.dense.weight", h * h, weight.len())?;
                 check_len("pooler.dense.bias", h, bias.len())?;
-                Some(Arc::new(d.weight(h, h, weight.clone())))
+                Some(Arc::new(d.run(|d| d.weight(h, h, weight.clone()))))
             }
             (true, Some(_)) => return Err(Error::setting("head", "no pooler: the base has one to share", "a pooler")),
             (false, None) => return Err(Error::setting("head", "a pooler: the base has none", "no pooler")),
@@ -335,7 +336,8 @@ impl<D: Ops> Engine for Runtime<D> {
             let p = self.base.parameters().iter().find(|p| &p.name == name).ok_or_else(unknown)?;
             let mut values = self.base.tensor(name)?;
             change.add_to(name, &mut values)?;
-            network.get_or_insert_with(|| self.network.clone()).replace(&*d, p, values);
+            let own = network.get_or_insert_with(|| self.network.clone());
+            d.run(|d| own.replace(d, p, values));
         }
         let (n_outputs, alone) = (head.n_outputs, network.is_some());
         Ok(Task { values: Arc::new(Attached { biases, head, pooler, network }), n_outputs, alone })

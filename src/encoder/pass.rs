@@ -201,7 +201,7 @@ pub struct Plan {
     /// kept too.
     pub weights: bool,
     /// How many of the layers that the backward goes through, from the lowest, keep their input alone and run again on
-    /// the way back, to the same bits. None where weights train.
+    /// the way back, to the same bits. 0 where weights train.
     pub recomputed: usize,
 }
 
@@ -228,9 +228,9 @@ impl Plan {
             0 => 0,
             n => (n - 1) * whole + last,
         };
-        // On the way back, a recomputed layer is whole when those above it are gone.
-        let again = if self.recomputed > 0 { whole } else { 0 };
-        inputs + kept.max(again) + running
+        // A layer that keeps nothing is whole while it runs: forward, or again on the way back when those above are gone.
+        let passing = if self.recomputed > 0 || layers < config.num_hidden_layers { whole } else { 0 };
+        inputs + kept.max(passing) + running
     }
 
     /// Nothing is kept.

@@ -39,7 +39,10 @@ impl Identity {
         let mut all = Map::new();
         all.insert("base".into(), base.fingerprint().into());
         all.insert("tokenizer".into(), base.tokenizer()?.fingerprint().into());
-        all.insert("precision".into(), precision.to_string().into());
+        // Runs of f32, the only precision at first, keep the digest they had.
+        if precision != PrecisionName::F32 {
+            all.insert("precision".into(), precision.to_string().into());
+        }
         all.insert("task".into(), train.name.as_str().into());
         all.insert("problem".into(), train.problem.name().into());
         all.insert("labels".into(), labels);

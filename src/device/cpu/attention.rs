@@ -16,7 +16,6 @@ use super::{Act, Cpu, Row, Stream, Three, multipliers};
 use crate::device::ops::Site;
 
 /// The part of a matrix that one task has to itself: a head's columns of a sequence's rows.
-#[derive(Clone, Copy)]
 struct Part<'m, 's, E> {
     of: &'s Shared<'m, E>,
     /// First row, rows.
@@ -125,7 +124,7 @@ impl<P: Precision> Cpu<P> {
             let Head { m, len, d, .. } = head;
             let scale = P::Real::of(1.0 / (d as f64).sqrt());
             let mut o = self.part(&o_shared, q.space, &head, d);
-            let lse = self.part(&lse_shared, q.space, &head, 1);
+            let mut lse = self.part(&lse_shared, q.space, &head, 1);
             let of = |x: &Act<P>, to: &mut [P::Real]| self.head_of(x, &head, to);
             with_scratch(2 * len * d + m * len + len, 2 * m * d, |keys: &mut [P::Real], queries: &mut [P::Real]| {
                 let (ks, rest) = keys.split_at_mut(len * d);
@@ -144,10 +143,9 @@ impl<P: Precision> Cpu<P> {
                 let (qs, ks, vs) = (View::new(qs, m, d), View::new(ks, len, d), View::new(vs, len, d));
                 small(self.arch, p, len, Into::Store, qs, ks.t());
                 self.arch.run(
-                    (&mut *p, &mut *mask),
+                    (&mut *p, &mut *mask, &mut lse),
                     #[inline(always)]
-                    |(p, mask): (&mut [P::Real], &mut [P::Real])| {
-                        let mut lse = lse;
+                    |(p, mask, lse): Scored<'_, '_, '_, P>| {
                         for (i, row) in p.chunks_mut(len).enumerate() {
                             lse.row(i)[0] = softmax(row, scale);
                         }
@@ -256,6 +254,10 @@ impl<P: Precision> Cpu<P> {
         (q, k, v)
     }
 }
+
+/// Scores, room for a mask, and where the log-sum-exp is written.
+type Scored<'m, 's, 'p, P> =
+    (&'p mut [<P as Precision>::Real], &'p mut [<P as Precision>::Real], &'p mut Part<'m, 's, <P as Precision>::Real>);
 
 /// The three inputs of one head, and where they are written.
 type Parts<'m, 's, 'p, P> = (

@@ -17,7 +17,11 @@ const EMBEDDINGS: Site = Site { layer: 0, at: At::Embeddings };
 const POOLED: Site = Site { layer: 0, at: At::Pooled };
 
 impl<P: Precision> Cpu<P> {
-    pub(super) fn embed_forward(&self, tables: Tables<&Matrix<P::Real>>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
+    pub(super) fn embed_forward(
+        &self,
+        tables: Tables<&Matrix<P::Stored>>,
+        ln: Affine<Self>,
+    ) -> (Stream<P>, Norm<Self>) {
         let (ids, types) = (self.batch.ids(), self.batch.type_ids());
         self.norm_embeddings(
             tables.word.cols,
@@ -29,7 +33,7 @@ impl<P: Precision> Cpu<P> {
                 let position = tables.position.row(row.position);
                 let token_type = tables.token_type.row(types[i] as usize);
                 for (((z, w), p), t) in z.iter_mut().zip(word).zip(position).zip(token_type) {
-                    *z = *w + *p + *t;
+                    *z = w.load() + p.load() + t.load();
                 }
             },
         )

@@ -15,6 +15,8 @@ pub trait Stored<R: Real>: Element {
     fn load(self) -> R;
     /// The nearest that can be stored.
     fn store(value: R) -> Self;
+    /// The values as they lie, where they are stored at full width.
+    fn whole(values: &[Self]) -> Option<&[R]>;
 }
 
 impl Stored<f32> for f32 {
@@ -27,6 +29,10 @@ impl Stored<f32> for f32 {
     fn store(value: f32) -> Self {
         value
     }
+
+    fn whole(values: &[f32]) -> Option<&[f32]> {
+        Some(values)
+    }
 }
 
 impl Stored<f64> for f64 {
@@ -38,6 +44,10 @@ impl Stored<f64> for f64 {
     #[inline(always)]
     fn store(value: f64) -> Self {
         value
+    }
+
+    fn whole(values: &[f64]) -> Option<&[f64]> {
+        Some(values)
     }
 }
 
@@ -54,6 +64,10 @@ impl Stored<f32> for bf16 {
         let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
         // Rounding could carry a NaN's bits over into a number's.
         bf16::from_bits(if value.is_nan() { (bits >> 16 | 0x40) as u16 } else { rounded as u16 })
+    }
+
+    fn whole(_: &[bf16]) -> Option<&[f32]> {
+        None
     }
 }
 

@@ -10,10 +10,13 @@ use crate::error::{Error, Result};
 pub const FORCE: &str = "BITFIT_CPU";
 
 /// The instruction set that loops and tiles run in.
+///
+/// A value is a promise that this processor has the instructions, so only this file makes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arch {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
+    #[non_exhaustive]
     Avx512 {
         /// And the dot products of bytes (VNNI).
         vnni: bool,
@@ -22,6 +25,7 @@ pub enum Arch {
     },
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
+    #[non_exhaustive]
     Avx2,
     /// What the target has at least.
     Portable,
@@ -111,7 +115,7 @@ impl Arch {
     /// Calls `f(state)`, compiled for this instruction set. What `f` writes to is in `state`: a closure that captures
     /// shared references alone is called without a shim between, which would not be compiled for the set.
     #[inline(always)]
-    pub fn run<S, T>(self, state: S, f: impl Fn(S) -> T) -> T {
+    pub(crate) fn run<S, T>(self, state: S, f: impl Fn(S) -> T) -> T {
         match self {
             // SAFETY: `detect` gives this value only where the processor has the instructions.
             #[cfg(target_arch = "x86_64")]

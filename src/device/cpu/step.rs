@@ -30,6 +30,7 @@ impl<P: Precision> Cpu<P> {
         y: &mut Mat<E>,
         finish: impl Fn(usize, usize, &mut [E], &[P::Real]) + Sync,
     ) {
+        assert_eq!((x.cols, y.cols), w.shape(), "both sides of a product fit its weight");
         let to = Rows { stride: y.cols, data: &mut y.data };
         w.multiply(
             self.arch,
@@ -62,6 +63,7 @@ impl<P: Precision> Cpu<P> {
     /// f(u) W'.
     fn activated_times<F: Function>(&self, u: &Act<P>, w: &Weight<P>) -> Stream<P> {
         let mut y = self.mat(u.space, w.n_out());
+        assert_eq!(u.cols, w.n_in(), "both sides of a product fit its weight");
         let to = Rows { stride: y.cols, data: &mut y.data };
         w.for_forward().multiply(
             self.arch,
@@ -125,8 +127,22 @@ impl<P: Precision> Cpu<P> {
         match want {
             Want::Nothing => {}
             Want::Full(sums) => {
-                let (dy, x) = (self.widened(dy, n_out), self.widened(x, n_in));
-                let (dy, x) = (View::new(&dy, rows, n_out), View::new(&x, rows, n_in));
+                let (wide_dy, wide_x);
+                let dy = match Y::whole(dy) {
+                    Some(dy) => dy,
+                    None => {
+                        wide_dy = self.widened(dy, n_out);
+                        &wide_dy
+                    }
+                };
+                let x = match X::whole(x) {
+                    Some(x) => x,
+                    None => {
+                        wide_x = self.widened(x, n_in);
+                        &wide_x
+                    }
+                };
+                let (dy, x) = (View::new(dy, rows, n_out), View::new(x, rows, n_in));
                 product_alone(sums.of_mut(g), n_in, Into::Add, dy.t(), x, self.n_threads());
             }
             Want::Sampled { entries, values } => {
@@ -339,7 +355,7 @@ impl<P: Precision> Ops for Cpu<P> {
         self.grad_of((&dy.data, dy.cols), (&x.data, x.cols), 0, want);
     }
 
-    fn embed(&mut self, tables: Tables<&Matrix<P::Real>>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
+    fn embed(&mut self, tables: Tables<&Matrix<P::Stored>>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
         self.embed_forward(tables, ln)
     }
 
@@ -440,7 +456,7 @@ impl<P: Precision> Ops for Cpu<P> {
         base: &Vectors<P::Real>,
         delta: &Vectors<P::Real>,
         at: Option<&Vec<u64>>,
-        into: &mut Matrix<P::Real>,
+        into: &mut Matrix<P::Stored>,
     ) {
         add(base.of(0), delta.of(0), at, &mut into.data);
     }
@@ -453,8 +469,8 @@ impl<P: Precision> Ops for Cpu<P> {
 }
 
 /// into = base + delta, or into[at[i]] = base[i] + delta[i].
-fn add<R: Real>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [R]) {
-    let sums = base.iter().zip(delta).map(|(b, d)| *b + *d);
+fn add<R: Real, E: Stored<R>>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [E]) {
+    let sums = base.iter().zip(delta).map(|(b, d)| E::store(*b + *d));
     match at {
         None => into.iter_mut().zip(sums).for_each(|(into, sum)| *into = sum),
         Some(at) => at.iter().zip(sums).for_each(|(at, sum)| into[*at as usize] = sum),

@@ -72,7 +72,8 @@ impl<P: Precision> Weight<P> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::precision::{F32, F64};
+    use super::super::precision::Stored;
+    use super::super::precision::{Bf16, F32, F64};
     use super::super::real::Real;
     use super::*;
 
@@ -80,21 +81,24 @@ mod tests {
         let (n_out, n_in) = (70, 45);
         let values: Vec<P::Real> = (0..n_out * n_in).map(|i| P::Real::of(i as f64)).collect();
         let mut w = Weight::<P>::new(Arch::detect(), n_out, n_in, &values);
+        // At the precision it multiplies in.
+        let stored = |x: f64| P::Stored::store(P::Real::of(x)).load().to_f64();
         let both =
             |w: &Weight<P>, o: usize, i: usize| (w.for_forward().at(i, o).to_f64(), w.for_backward().at(o, i).to_f64());
         for (o, i) in [(0, 0), (69, 44), (3, 7), (32, 31)] {
-            let value = (o * n_in + i) as f64;
+            let value = stored((o * n_in + i) as f64);
             assert_eq!(both(&w, o, i), (value, value));
         }
         w.set(3 * n_in + 7, P::Real::of(-1.0));
         assert_eq!(both(&w, 3, 7), (-1.0, -1.0));
         w.rewrite(|at| P::Real::of(2.0 * at as f64));
-        assert_eq!(both(&w, 1, 2), (94.0, 94.0));
+        assert_eq!(both(&w, 1, 2), (stored(94.0), stored(94.0)));
     }
 
     #[test]
     fn both_layouts_hold_the_same_weight_after_every_way_of_writing_it() {
         check::<F32>();
         check::<F64>();
+        check::<Bf16>();
     }
 }

@@ -138,7 +138,13 @@ impl<D: Ops> Trainer<D> {
     ///
     /// Where a tensor of the base cannot be read, a requested name is not the base's, values to start from do not fit,
     /// runs that train weights are not alone, or are given a memory budget.
-    pub fn new(d: D, base: &Base, network: &Network<D>, runs: &[Run], memory_budget: Option<usize>) -> Result<Self> {
+    pub fn new(
+        mut d: D,
+        base: &Base,
+        network: &Network<D>,
+        runs: &[Run],
+        memory_budget: Option<usize>,
+    ) -> Result<Self> {
         check_names(base, runs)?;
         let (config, groups) = (base.config(), runs.len());
         let h = config.hidden_size;
@@ -165,7 +171,7 @@ impl<D: Ops> Trainer<D> {
                         *to = d.params(groups, &whole.repeat(groups));
                     }
                 }
-                _ => network.replace(&d, p, whole),
+                _ => d.run(|d| network.replace(d, p, whole)),
             }
             tensors.push(tensor);
         }
@@ -195,7 +201,8 @@ impl<D: Ops> Trainer<D> {
             tensors.push(Tensor::of_head(&d, Part::PoolerBias, "pooler.dense.bias", bias, h, None));
             grads.pooler_weight = Want::Full(d.zeros(groups, h * h));
             grads.pooler = Some(d.zeros(groups, h));
-            poolers = Some((0..groups).map(|_| Arc::new(d.weight(h, h, vec![0.0; h * h]))).collect());
+            let weights = |d: &mut D| (0..groups).map(|_| Arc::new(d.weight(h, h, vec![0.0; h * h]))).collect();
+            poolers = Some(d.run(weights));
             biases.pooler = d.zeros(groups, h);
         }
         let classifier = Classifier {
@@ -227,19 +234,20 @@ impl<D: Ops> Trainer<D> {
     /// The plan for a batch: as it is, or with as many layers recomputed as the memory budget asks for.
     fn plan_for(&mut self, batch: &Batch) -> Result<Plan> {
         let Some(budget) = self.memory_budget else { return Ok(self.plan) };
-        self.room = (self.room.0.max(batch.n_tokens()), self.room.1.max(batch.n_sequences()));
+        // Buffers are sized for the largest batch so far.
+        let (tokens, sequences) = (self.room.0.max(batch.n_tokens()), self.room.1.max(batch.n_sequences()));
         let bytes = |recomputed| {
-            Plan { recomputed, ..self.plan }.bytes::<D>(&self.config, self.room.0, self.room.1.next_power_of_two())
+            Plan { recomputed, ..self.plan }.bytes::<D>(&self.config, tokens, sequences.next_power_of_two())
         };
         let layers = self.plan.layers(&self.config);
         if let Some(recomputed) = (0..=layers).find(|n| bytes(*n) <= budget) {
+            self.room = (tokens, sequences);
             return Ok(Plan { recomputed, ..self.plan });
         }
         let least = (0..=layers).map(bytes).min().unwrap_or(0);
         Err(Error::Usage(format!(
-            "a batch of {} tokens needs {least} bytes of activations at least, and the memory budget is {budget}: allow \
-             more, or take smaller batches and accumulate gradients",
-            batch.n_tokens()
+            "a batch of {tokens} tokens needs {least} bytes of activations at least, and the memory budget is {budget}: \
+             allow more, or take smaller batches and accumulate gradients"
         )))
     }
 

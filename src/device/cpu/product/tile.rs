@@ -98,20 +98,13 @@ unsafe fn int8_portable(
 }
 
 impl<A, B, C> Tile<A, B, C> {
-    /// Multiplications and additions a second of this thread on registers alone, measured for about 50 ms.
-    pub fn peak(&self) -> Option<f64> {
-        let Peak { rounds, operations } = self.peak?;
-        let timed = |n: usize| {
-            let began = std::time::Instant::now();
-            // SAFETY: it touches no memory but its own; a tile is handed out only where the processor has its
-            // instructions.
-            unsafe { rounds(n) };
-            began.elapsed().as_secs_f64()
-        };
-        // Clocks rise under load: the best of a few.
-        let n = 100_000;
-        let best = (0..20).map(|_| timed(n)).fold(f64::INFINITY, f64::min);
-        Some((n * operations) as f64 / best)
+    /// Runs `rounds` rounds on registers alone; gives their multiplications and additions.
+    pub fn spin(&self, rounds: usize) -> Option<f64> {
+        let peak = self.peak?;
+        // SAFETY: it touches no memory but its own; a tile is handed out only where the processor has its
+        // instructions.
+        unsafe { (peak.rounds)(rounds) };
+        Some((rounds * peak.operations) as f64)
     }
 }
 

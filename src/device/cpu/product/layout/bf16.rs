@@ -55,11 +55,11 @@ fn pair_tile(arch: Arch) -> Option<&'static Tile<u32, u32, f32>> {
     }
 }
 
-/// What a thread can do at most: of pairs, else in f32, as which it is computed.
-pub fn peak(arch: Arch) -> Option<f64> {
+/// See [`Tile::spin`]: of pairs, else in f32, as which it is computed.
+pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
     match pair_tile(arch) {
-        Some(tile) => tile.peak(),
-        None => f32::tile(arch).and_then(|tile| tile.peak()),
+        Some(tile) => tile.spin(rounds),
+        None => f32::tile(arch).and_then(|tile| tile.spin(rounds)),
     }
 }
 
@@ -85,6 +85,13 @@ impl Layout<f32> for Bf16Layout {
                 pair(value(2 * step, col), if second < inner { value(second, col) } else { 0.0 })
             }),
             Kind::Stored(_, panels) => panels.repack(|k, col| bf16::store(value(k, col))),
+        }
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        match &self.kind {
+            Kind::Pairs(_, panels) => (self.inner, panels.cols()),
+            Kind::Stored(_, panels) => (self.inner, panels.cols()),
         }
     }
 
@@ -122,6 +129,9 @@ impl Layout<f32> for Bf16Layout {
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
         let inner = self.inner;
+        if m == 0 {
+            return;
+        }
         match &self.kind {
             Kind::Pairs(tile, panels) => multiply(
                 arch,

@@ -33,6 +33,13 @@ impl Layout<f32> for F32Layout {
         }
     }
 
+    fn shape(&self) -> (usize, usize) {
+        match self {
+            F32Layout::Panels(_, panels) => (panels.view().steps, panels.cols()),
+            F32Layout::Plain(plain) => plain.shape(),
+        }
+    }
+
     fn at(&self, inner: usize, col: usize) -> f32 {
         match self {
             F32Layout::Panels(_, panels) => panels.at(inner, col),

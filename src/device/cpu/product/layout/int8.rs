@@ -40,9 +40,9 @@ fn tile_of(arch: Arch) -> (&'static Tile<u32, u32, i32>, i32) {
     }
 }
 
-/// What a thread can do at most.
-pub fn peak(arch: Arch) -> Option<f64> {
-    tile_of(arch).0.peak()
+/// See [`Tile::spin`].
+pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
+    tile_of(arch).0.spin(rounds)
 }
 
 /// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
@@ -63,10 +63,16 @@ fn quantised(x: f32, inverse: f32) -> i32 {
     (bounded + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
 }
 
-/// The scale of values whose largest size is `largest`; 1 where all are zero.
+/// The scale of values whose largest size is `largest`; 1 where all are zero, and no number where one of them is none.
 #[inline(always)]
 fn scale_of(largest: f32) -> f32 {
-    if largest > 0.0 { largest / TOP } else { 1.0 }
+    if largest == 0.0 { 1.0 } else { largest / TOP }
+}
+
+/// The larger size of two, and no number where one of them is none.
+#[inline(always)]
+fn larger(most: f32, x: f32) -> f32 {
+    if most >= x.abs() || most.is_nan() { most } else { x.abs() }
 }
 
 impl Layout<f32> for Int8Layout {
@@ -82,7 +88,7 @@ impl Layout<f32> for Int8Layout {
         let Int8Layout { inner, shift, panels, scales, moved, .. } = self;
         let inner = *inner;
         scales.par_iter_mut().enumerate().for_each(|(j, scale)| {
-            *scale = scale_of((0..inner).fold(0.0, |most: f32, k| most.max(value(k, j).abs())));
+            *scale = scale_of((0..inner).fold(0.0, |most, k| larger(most, value(k, j))));
         });
         let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), 1.0 / scales[j]) } else { 0 };
         panels.repack(|step, j| u32::from_le_bytes(std::array::from_fn(|i| w(4 * step + i, j) as i8 as u8)));
@@ -91,13 +97,17 @@ impl Layout<f32> for Int8Layout {
         });
     }
 
+    fn shape(&self) -> (usize, usize) {
+        (self.inner, self.scales.len())
+    }
+
     fn at(&self, inner: usize, col: usize) -> f32 {
         let byte = self.panels.at(inner / 4, col).to_le_bytes()[inner % 4];
         f32::from(byte as i8) * self.scales[col]
     }
 
     fn set(&mut self, inner: usize, col: usize, value: f32) {
-        // The column's scale stays: a patch's entry is rounded as its neighbours were.
+        // The column's scale stays, and bounds the value; training, which alone asks for this, does not run in bytes.
         let new = quantised(value, 1.0 / self.scales[col]);
         let bytes = self.panels.at_mut(inner / 4, col);
         let mut all = bytes.to_le_bytes();
@@ -172,8 +182,8 @@ fn largest(row: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
     for part in row.chunks(16) {
         for (lane, x) in lanes.iter_mut().zip(part) {
-            *lane = if x.abs() > *lane { x.abs() } else { *lane };
+            *lane = larger(*lane, *x);
         }
     }
-    lanes.iter().fold(0.0, |most, x| if *x > most { *x } else { most })
+    lanes.iter().fold(0.0, |most, x| larger(most, *x))
 }

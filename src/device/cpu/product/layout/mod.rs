@@ -7,9 +7,9 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use bf16::{Bf16Layout, peak as peak_of_bf16};
+pub use bf16::{Bf16Layout, spin as spin_bf16};
 pub use f32::F32Layout;
-pub use int8::{Int8Layout, peak as peak_of_int8};
+pub use int8::{Int8Layout, spin as spin_int8};
 pub use plain::Plain;
 
 use super::super::real::Real;
@@ -22,6 +22,8 @@ pub trait Layout<R: Real>: Sized + Send + Sync + 'static {
     fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> R + Sync) -> Self;
     /// Replaces every value.
     fn repack(&mut self, value: impl Fn(usize, usize) -> R + Sync);
+    /// (inner, columns).
+    fn shape(&self) -> (usize, usize);
     /// A value, as it multiplies.
     fn at(&self, inner: usize, col: usize) -> R;
     /// Replaces a value, at the precision it multiplies in.

@@ -34,6 +34,10 @@ impl<R: Real> Layout<R> for Plain<R> {
         });
     }
 
+    fn shape(&self) -> (usize, usize) {
+        (self.inner, self.cols)
+    }
+
     fn at(&self, inner: usize, col: usize) -> R {
         self.data[inner * self.cols + col]
     }

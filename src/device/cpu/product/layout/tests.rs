@@ -129,6 +129,26 @@ fn int8_sums_bytes_exactly() {
 }
 
 #[test]
+fn no_number_stays_none_in_every_precision() {
+    fn check<L: Layout<f32>>(arch: Arch) {
+        let (inner, cols) = (20, 3);
+        let (mut x, w) = (values(2 * inner, 9), values(inner * cols, 10));
+        x[7] = f32::NAN;
+        let found = product(arch, 1, &pack::<L>(arch, &w, inner, cols), &x, (inner, cols));
+        assert!(found[..cols].iter().all(|y| y.is_nan()) && found[cols..].iter().all(|y| y.is_finite()), "{found:?}");
+        let mut w = w;
+        w[4 * cols + 1] = f32::NAN;
+        let found = product(arch, 1, &pack::<L>(arch, &w, inner, cols), &x[inner..], (inner, cols));
+        assert!(found[1].is_nan() && found[0].is_finite() && found[2].is_finite(), "{found:?}");
+    }
+    for arch in Arch::available() {
+        check::<F32Layout>(arch);
+        check::<Bf16Layout>(arch);
+        check::<Int8Layout>(arch);
+    }
+}
+
+#[test]
 fn bf16_rounds_to_the_nearest_even_and_keeps_what_is_no_number() {
     for (x, expected) in [
         (1.0, 0x3f80),
