@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bitfit::base::problem::Problem;
 use bitfit::base::{Base, BaseSpec};
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::encoder::Encoder;
 use bitfit::predict::{Input, Prediction, TaskPatch, predict};
 
@@ -12,7 +12,7 @@ fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let [_, text, patches @ ..] = &args[..] else { anyhow::bail!("usage: predict TEXT PATCH [PATCH ..]") };
     let base = Base::load(&BaseSpec::resolve(None)?)?;
-    let encoder = Encoder::new(&base, DeviceName::Cpu, 0)?; // all cores
+    let encoder = Encoder::new(&base, Placement::default())?; // all cores
     let load = |path: &String| TaskPatch::load(Path::new(path), &encoder);
     let tasks: Vec<TaskPatch> = patches.iter().map(load).collect::<bitfit::Result<_>>()?;
 

@@ -1,74 +1,126 @@
-"""Runs the steps of scripts/bench_vs_pytorch.sh in turn and compares them: medians, and ratios within each round.
+#!/usr/bin/env python3
+"""Speed and memory beside PyTorch, ONNX Runtime and OpenVINO: both sides in turn, a committed JSON file a group.
 
-usage: bench_vs_pytorch.py BITFIT_BINARY ROUNDS
+usage: bench_vs_pytorch.py BITFIT_BINARY [ROUNDS (default 7)] [--only TEXT] [--list]
+       bench_vs_pytorch.py --table
+
+A group is what runs in turn: our commands and the others' of one shape and size. Its file in benches/results/speed/
+holds every round, so that a stopped run goes on where it was; more rounds are added to it. `--only base-bitfit` takes
+the groups whose name contains that text. `--table` writes benches/RESULTS.md from what is there.
+
+A ratio is of medians over the rounds, the fastest of the others over ours, with the 90 % interval of 2,000 resamplings
+of the rounds. A row is met where the lower end is at least 0.95 of its figure. Our last
+layer is computed for the first token of each sequence alone, which is all that the head reads; the ratio without that is
+estimated by the operations it saves.
+
+Every process runs 3 steps that are not counted and then 3 that are; a round takes their median.
+
+The others need a Python with torch, transformers, onnx, onnxscript, onnxruntime and openvino: the one that runs this.
 """
+
+import argparse
 import json
 import os
-import platform
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import NamedTuple
 
-STEP = ["--shape", "base", "--batch", "16", "--length", "128", "--threads", "2"]
-MEASURES = ["step_s", "peak_over_model_mb"]
-RATIOS = [  # of, over, measure, what is wanted of it
-    ("bitfit", "full", "step_s", 0.72),
-    ("bitfit", "pytorch", "step_s", 1.0),
-    ("bitfit", "pytorch", "peak_over_model_mb", 0.5),
+ROOT = Path(__file__).resolve().parent.parent
+SPEED = ROOT / "benches" / "results" / "speed"
+REPORT = ROOT / "benches" / "RESULTS.md"
+THREADS = "2"
+LAYERS = {"base": (12, 768, 3072), "minilm": (6, 384, 1536)}
+
+
+class Group(NamedTuple):
+    """What runs in turn: name, shape, batch, length, our precisions, the others' by name."""
+
+    name: str
+    shape: str
+    method: str
+    batch: int
+    length: int
+    ours: tuple
+    others: tuple
+
+    @property
+    def size(self):
+        return ["--shape", self.shape, "--batch", str(self.batch), "--length", str(self.length), "--threads", THREADS]
+
+    def our_command(self, binary, precision):
+        *full, precision = precision.split()
+        method = full[0] if full else self.method
+        return [binary, "bench", "--method", method, *self.size, "--precision", precision, "--steps", "3", "--json"]
+
+    def other_command(self, other):
+        if other == "onnx":
+            return [sys.executable, "benches/reference/onnx_forward.py", *self.size, "--runs", "3"]
+        _, dtype, *how = other.split()
+        extra = ["--compile"] if how else []
+        return [
+            sys.executable, "benches/reference/pytorch_step.py", "--method", self.method, *self.size, "--dtype", dtype,
+            "--steps", "3", *extra,
+        ]  # fmt: skip
+
+
+TRAINING = ("pytorch f32", "pytorch f32 compiled", "pytorch bf16", "pytorch bf16 compiled")
+GROUPS = [
+    Group("base-bitfit", "base", "bitfit", 16, 128, ("f32", "bf16", "full f32"), TRAINING),
+    Group("minilm-bitfit", "minilm", "bitfit", 16, 128, ("f32", "bf16"), TRAINING),
+    Group("base-forward", "base", "forward", 16, 128, ("f32", "bf16", "int8"), ("pytorch f32", "onnx")),
+    Group("base-one-text", "base", "forward", 1, 32, ("f32", "bf16", "int8"), ("pytorch f32", "onnx")),
+    Group("base-bitfit-32", "base", "bitfit", 32, 128, ("f32", "bf16"), ("pytorch f32", "pytorch bf16")),
 ]
-OUT = "benches/results/cost.json"
+
+ANY = ("pytorch f32", "pytorch f32 compiled", "pytorch bf16", "pytorch bf16 compiled")
+F32 = ("pytorch f32", "pytorch f32 compiled", "onnxruntime f32", "openvino f32")
+ONE = ("pytorch f32", "onnxruntime f32", "onnxruntime int8", "openvino f32", "openvino bf16")
+# title, group, our precisions (the fastest counts), the others (the fastest counts), figure and aim on AVX2 alone, with
+# AVX-512 bf16 and VNNI
+ROWS = [
+    ("BitFit step, BERT-base, f32", "base-bitfit", ("f32",), F32, (1.3, 1.45), (1.3, 1.5)),
+    ("BitFit step, BERT-base, bf16", "base-bitfit", ("bf16",), ANY, (1.2, 1.35), (1.6, 2.0)),
+    ("BitFit step, MiniLM-L6, f32", "minilm-bitfit", ("f32",), F32, (1.9, 2.2), (1.9, 2.4)),
+    ("BitFit step, MiniLM-L6, bf16", "minilm-bitfit", ("bf16",), ANY, (1.8, None), (1.8, 2.8)),
+    ("forward, BERT-base, f32", "base-forward", ("f32",), F32, (1.15, 1.25), (1.15, 1.35)),
+    ("forward, BERT-base, bf16", "base-forward", ("bf16",), ("openvino bf16",), (1.1, None), (1.1, 1.25)),
+    ("forward, BERT-base, int8", "base-forward", ("int8",), ("onnxruntime int8",), (1.1, 1.3), (1.3, 2.0)),
+    ("one text of 32 tokens", "base-one-text", ("f32", "bf16", "int8"), ONE, (1.1, 1.3), (1.1, 1.5)),
+]
+# our precision, MB over the model at most, MB aimed at
+MEMORY = [("f32", 1450, 1360), ("bf16", 800, 700)]
 
 
-def commands(binary):
-    """What runs in each round, by name, in this order."""
-    return {
-        "bitfit": [binary, "bench", "--method", "bitfit", *STEP, "--json"],
-        "pytorch": [sys.executable, "benches/reference/pytorch_step.py", "--method", "bitfit", *STEP],
-        "full": [binary, "bench", "--method", "full", *STEP, "--json"],
-    }
-
-
-def processor():
-    """Its name and the widest vectors it has, which decide a step's speed more than the name does."""
+def facts():
+    """The processor by name and its widest arithmetic, and its cores."""
+    fields = {}
     try:
-        with open("/proc/cpuinfo") as info:
-            fields = dict(line.split(":", 1) for line in info if ":" in line)
-        known = {name.strip(): value.strip() for name, value in fields.items()}
-        has = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in known["flags"].split()]
-        return f"{known['model name']} ({', '.join(has)})"
-    except (OSError, KeyError):
-        return platform.processor() or platform.machine()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        return {"processor": "unknown", "kind": "unknown", "cores": os.cpu_count()}
+    flags = fields.get("flags", "").split()
+    kinds = [("avx512_bf16", "avx512-bf16"), ("avx512f", "avx512"), ("avx2", "avx2")]
+    kind = next((name for flag, name in kinds if flag in flags), "portable")
+    return {"processor": fields.get("model name", "unknown"), "kind": kind, "cores": os.cpu_count()}
 
 
 def commit():
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return found.stdout.strip() or None
-
-
-def measure(command):
-    """Runs a command and reads the JSON object on the last line of its standard output."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"bench_vs_pytorch: exit code {done.returncode} from: {' '.join(command)}")
-    lines = done.stdout.strip().splitlines()
-    try:
-        result = json.loads(lines[-1])
-        for name in MEASURES:
-            float(result[name])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"bench_vs_pytorch: no JSON object with {', '.join(MEASURES)} ({error!r}) from: {' '.join(command)}")
-    return result
-
-
-def spread(values):
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    """The commit that last changed what is measured, marked where it was changed since."""
+    code = ["--", "src", "Cargo.toml", "Cargo.lock"]
+    git = lambda *of: subprocess.run(["git", *of, *code], capture_output=True, text=True, cwd=ROOT).stdout.strip()  # noqa: E731
+    return git("log", "-1", "--format=%h") + (" with changes" if git("status", "--porcelain") else "")
 
 
 def write_aside(path, text):
     """A reader finds the old file or the new one, never half of one."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), suffix=".tmp", delete=False) as out:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
@@ -76,43 +128,178 @@ def write_aside(path, text):
     os.replace(out.name, path)
 
 
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def run(command):
+    """A command's JSON lines."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        sys.exit(f"exit code {done.returncode} from: {' '.join(command)}\n{done.stderr[-2000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def measure(group, binary, backwards):
+    """One round: {who: {"step_s", "peak_over_model_mb"}}."""
+    found = {}
+    # Ours and theirs in turn, so that a slow minute falls on both.
+    ours = [(f"bitfit {p}", group.our_command(binary, p)) for p in group.ours]
+    others = [(other, group.other_command(other)) for other in group.others]
+    turns = [turn for pair in zip(ours, others) for turn in pair]
+    turns += ours[len(others) :] + others[len(ours) :]
+    for name, command in reversed(turns) if backwards else turns:
+        for result in run(command):
+            if result.get("path", facts()["kind"]) != facts()["kind"]:
+                sys.exit(f"bitfit ran by {result['path']} on a processor with {facts()['kind']}: unset BITFIT_CPU")
+            who = result.get("engine", name)
+            found[who] = {
+                "step_s": result.get("step_s", result.get("seconds")),
+                "peak_over_model_mb": result.get("peak_over_model_mb"),
+            }
+            print(f"  {who:24} {found[who]['step_s']:.4f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def path_of(group):
+    return SPEED / f"{group.name}-{facts()['kind']}.json"
+
+
+def run_group(group, binary, rounds):
+    if commit().endswith("changes"):
+        sys.exit("src/ or Cargo.* has changes: commit them, so that a figure belongs to a commit")
+    path = path_of(group)
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    typed = [group.our_command("bitfit", p) for p in group.ours]
+    typed += [["python3", *group.other_command(other)[1:]] for other in group.others]
+    fresh = {
+        "group": group.name, **facts(), "threads": int(THREADS), "commit": commit(),
+        "commands": [" ".join(command) for command in typed], "rounds": [],
+    }  # fmt: skip
+    stored = stored or fresh
+    for key in fresh:
+        if key != "rounds" and stored[key] != fresh[key]:
+            sys.exit(
+                f"{path.relative_to(ROOT)} was measured with {key} {stored[key]}, this is {fresh[key]}: delete it to "
+                "measure anew"
+            )
+    while len(stored["rounds"]) < rounds:
+        print(f"{group.name}, round {len(stored['rounds']) + 1} of {rounds}", file=sys.stderr, flush=True)
+        # Every other round the other way about.
+        stored["rounds"].append(measure(group, binary, backwards=len(stored["rounds"]) % 2 == 1))
+        write_aside(path, json.dumps(stored, indent=1) + "\n")
+
+
+# The report -----------------------------------------------------------------------------------------------------------
+
+
+def fastest(rounds, names, measure="step_s"):
+    """Of several contenders the one with the lowest median, and that median."""
+    known = {n: [r[n][measure] for r in rounds if n in r and r[n][measure] is not None] for n in names}
+    medians = {n: statistics.median(values) for n, values in known.items() if values}
+    name = min(medians, key=medians.get)
+    return name, medians[name]
+
+
+def ratio(rounds, above, below):
+    """The median of the fastest of `above` over that of the fastest of `below`, and its 90 % interval."""
+    draw = random.Random(0)
+    of = lambda some: fastest(some, above)[1] / fastest(some, below)[1]  # noqa: E731
+    again = sorted(of(draw.choices(rounds, k=len(rounds))) for _ in range(2000))
+    return of(rounds), (again[100], again[-101])
+
+
+def saved(shape, length):
+    """The share of a step's operations that the short last layer leaves out."""
+    layers, h, i = LAYERS[shape]
+    whole = 2 * (4 * h * h + 2 * h * i) + 4 * length * h
+    # Keys and values of every token stay; all else runs for one token a sequence.
+    short = 2 * 2 * h * h + (2 * (2 * h * h + 2 * h * i) + 4 * length * h) / length
+    return (whole - short) / (layers * whole)
+
+
+def table(kind):
+    groups = {g.name: (g, json.loads((SPEED / f"{g.name}-{kind}.json").read_text(encoding="utf-8")))
+              for g in GROUPS if (SPEED / f"{g.name}-{kind}.json").exists()}  # fmt: skip
+    if not groups:
+        return []
+    first = next(iter(groups.values()))[1]
+    lines = [
+        f"## {first['processor']}, {kind}", "",
+        f"{first['threads']} threads of {first['cores']} cores; a commit a group: "
+        + ", ".join(f"{name} {stored['commit']}" for name, (_, stored) in groups.items()) + ".", "",
+        "| work | ours | fastest of the others | ratio (90 %) | without the short last layer, estimated | at least (aim) | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for title, name, precisions, others, narrow, wide in ROWS:
+        figure, aim = wide if kind.startswith("avx512-bf16") else narrow
+        wanted = f"{figure} x" + (f" ({aim})" if aim else "")
+        if name not in groups:
+            lines.append(f"| {title} | not run | | | | {wanted} | |")
+            continue
+        group, stored = groups[name]
+        rounds, ours = stored["rounds"], [f"bitfit {p}" for p in precisions]
+        (who, mine), (other, theirs) = fastest(rounds, ours), fastest(rounds, others)
+        value, (low, high) = ratio(rounds, others, ours)
+        whole = value * (1 - saved(group.shape, group.length))
+        verdict = "met" if low >= 0.95 * figure else "**below**"
+        if len(rounds) < 7:
+            verdict += " (too few rounds to tell)"
+        lines.append(
+            f"| {title} | {who.split()[1]} {mine:.4g} s | {other} {theirs:.4g} s | {value:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {whole:.2f} | {wanted} | {verdict}, {len(rounds)} rounds |"
+        )
+    if "base-bitfit" in groups:
+        value, (low, high) = ratio(groups["base-bitfit"][1]["rounds"], ["bitfit f32"], ["bitfit full f32"])
+        lines += ["", f"A BitFit step takes {value:.2f} ({low:.2f} to {high:.2f}) of a `full` one of this engine, f32."]
+    if "base-bitfit-32" in groups:
+        rounds = groups["base-bitfit-32"][1]["rounds"]
+        lines += ["", "| peak memory over the model, BitFit step, BERT-base, 32 x 128 | ours | PyTorch | at most (aim) | |",
+                  "| --- | --- | --- | --- | --- |"]  # fmt: skip
+        for precision, most, aim in MEMORY:
+            _, mine = fastest(rounds, [f"bitfit {precision}"], "peak_over_model_mb")
+            _, theirs = fastest(rounds, [f"pytorch {precision}"], "peak_over_model_mb")
+            # The bench counts 2^20 bytes to a MB; the figures are of 10^6.
+            mine, theirs = mine * 1.048576, theirs * 1.048576
+            verdict = "met" if mine <= most else "**over**"
+            lines.append(f"| {precision} | {mine:.0f} MB | {theirs:.0f} MB | {most} MB ({aim}) | {verdict} |")
+    return [*lines, ""]
+
+
+def report():
+    kinds = sorted({json.loads(p.read_text(encoding="utf-8"))["kind"] for p in SPEED.glob("*.json")})
+    head = [
+        "# Speed and memory", "",
+        "Both sides in turn in one run, by `scripts/bench_vs_pytorch.sh`; every round is in `results/speed/`. Random tokens, "
+        "every sequence of full length, 16 x 128 unless said. A ratio is the fastest of the others over ours, of medians, with "
+        "the 90 % interval of 2,000 resamplings of the rounds; a row is met where its lower end is at least 0.95 of the "
+        "figure. Our last layer is computed for the first token of each sequence alone, which is all that the head reads; the "
+        "ratio without that is estimated by the operations it saves.", "",
+    ]  # fmt: skip
+    notes = ROOT / "benches" / "NOTES.md"
+    tail = [notes.read_text(encoding="utf-8").rstrip(), ""] if notes.exists() else []
+    write_aside(REPORT, "\n".join([*head, *(line for kind in kinds for line in table(kind)), *tail]))
+    print(f"written to {REPORT.relative_to(ROOT)}", file=sys.stderr)
+
+
 def main():
-    binary, rounds = sys.argv[1], int(sys.argv[2])
-    todo = commands(binary)
-    runs = {name: [] for name in todo}
-    for number in range(1, rounds + 1):
-        for name, command in todo.items():
-            result = measure(command)
-            runs[name].append(result)
-            print(f"round {number}: {name:8} {result['step_s']:.3f} s a step, "
-                  f"{result['peak_over_model_mb']:.0f} MB over the model", file=sys.stderr, flush=True)
-
-    medians = {name: {m: spread([run[m] for run in of]) for m in MEASURES} for name, of in runs.items()}
-    ratios = []
-    for of, over, m, wanted in RATIOS:
-        paired = [a[m] / b[m] for a, b in zip(runs[of], runs[over]) if b[m]]
-        if not paired:
-            sys.exit(f"bench_vs_pytorch: {over} reports 0 for {m}: no ratio can be made")
-        ratios.append({"of": of, "over": over, "measure": m, "wanted_at_most": wanted, **spread(paired)})
-
-    print(f"\n{processor()}, two threads, BERT-base shape, f32, 16 x 128 tokens, {rounds} rounds\n")
-    print(f"{'':8}  {'step, s':>24}  {'peak over model, MB':>26}")
-    for name, of in medians.items():
-        s, p = of["step_s"], of["peak_over_model_mb"]
-        print(f"{name:8}  {s['median']:8.3f} ({s['min']:.3f}..{s['max']:.3f})"
-              f"  {p['median']:10.0f} ({p['min']:.0f}..{p['max']:.0f})")
-    print()
-    for r in ratios:
-        print(f"{r['of']} / {r['over']}, {r['measure']}: {r['median']:.3f} ({r['min']:.3f}..{r['max']:.3f}),"
-              f" wanted at most {r['wanted_at_most']}")
-
-    # The command as anybody would type it: neither the interpreter's place nor the build folder's matters.
-    typed = {name: " ".join([os.path.basename(c[0]), *c[1:]]) for name, c in todo.items()}
-    write_aside(OUT, json.dumps({
-        "command": f"scripts/bench_vs_pytorch.sh {rounds}", "commit": commit(), "processor": processor(),
-        "commands": typed, "medians": medians, "ratios": ratios, "runs": runs,
-    }, indent=1) + "\n")
-    print(f"\nwritten to {OUT}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", nargs="?")
+    parser.add_argument("rounds", nargs="?", type=int, default=7)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    a = parser.parse_args()
+    groups = [g for g in GROUPS if a.only in g.name]
+    if a.list:
+        print("\n".join(g.name for g in groups))
+    elif a.table:
+        report()
+    elif a.binary is None or a.rounds < 1 or not groups:
+        parser.error("name the bitfit binary, a number of rounds from 1, and --only a group that exists")
+    else:
+        for group in groups:
+            run_group(group, a.binary, a.rounds)
+        report()
 
 
 main()

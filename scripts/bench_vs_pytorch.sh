@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# One fine-tuning step beside PyTorch's, and beside full fine-tuning in this engine: BERT-base shape, f32, 16 x 128
-# tokens, two threads. The three run in turn, N times, so that all see the same machine.
+# Speed and memory beside PyTorch, ONNX Runtime and OpenVINO, both sides in turn: benches/RESULTS.md. Stop it whenever
+# you like: it goes on where it was. This is a measurement, not a test: no ratio makes it fail.
 #
-# usage: scripts/bench_vs_pytorch.sh [N (default 3)]
-# Prints medians and ratios with their spread, and writes benches/results/cost.json. Needs a Python with torch and
-# transformers: $BITFIT_PYTHON, else python3. This is a measurement, not a test: no ratio makes it fail.
+# usage: scripts/bench_vs_pytorch.sh [ROUNDS (default 7)] [--only GROUP] [--list]
+# Needs a Python with torch, transformers, onnx, onnxscript, onnxruntime and openvino: $BITFIT_PYTHON, else python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-runs=${1:-3}
-[[ $runs =~ ^[1-9][0-9]*$ ]] || { echo "bench_vs_pytorch: N: expected a count from 1, found $runs" >&2; exit 2; }
 python=${BITFIT_PYTHON:-python3}
 command -v cargo >/dev/null || { echo "bench_vs_pytorch: cargo is missing: install a Rust toolchain (rustup)" >&2; exit 1; }
 command -v "$python" >/dev/null || { echo "bench_vs_pytorch: $python is missing: install Python 3 or set BITFIT_PYTHON" >&2; exit 1; }
-"$python" -c 'import torch, transformers' 2>/dev/null || {
-  echo "bench_vs_pytorch: $python has no torch and transformers: $python -m pip install torch transformers" >&2
-  echo "  or set BITFIT_PYTHON to a Python that has them" >&2
-  exit 1
-}
+needs=(torch transformers onnx onnxscript onnxruntime openvino)
+for package in "${needs[@]}"; do
+  "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$package') is None)" || {
+    echo "bench_vs_pytorch: $python has no $package: $python -m pip install ${needs[*]}" >&2
+    echo "  or set BITFIT_PYTHON to a Python that has them" >&2
+    exit 1
+  }
+done
 cargo build --release --locked
-exec "$python" scripts/bench_vs_pytorch.py "${CARGO_TARGET_DIR:-target}/release/bitfit" "$runs"
+exec "$python" scripts/bench_vs_pytorch.py "${CARGO_TARGET_DIR:-target}/release/bitfit" "$@"

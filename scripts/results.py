@@ -307,7 +307,8 @@ def table():
     for side in SIDES:
         made = {(f["processor"], f["threads"]) for cell, f in found if f and cell.side == side and f["processor"]}
         if made:
-            lines += ["", f"{side} ran on {'; '.join(f'{p}, {t} threads' for p, t in sorted(made))}."]
+            kinds = "; ".join(f"{p}, {t} thread{'s' * (t > 1)}" for p, t in sorted(made))
+            lines += ["", f"{side} ran on {kinds}."]
     lines += [line for i, note in enumerate(notes, 1) for line in ("", f"<sup>{i}</sup> {note}")]
     print("\n".join(lines))
 

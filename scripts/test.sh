@@ -21,6 +21,9 @@ python3 -m pip --version >/dev/null 2>&1 || { echo "test: python3 has no pip: in
 # Tests run real encoders with threads of their own; two at a time fit two cores and a small machine's memory.
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-2}
 
+# Tests run what this processor does best, and then every other set of instructions it has.
+unset BITFIT_CPU
+
 table=()
 failed=0
 
@@ -89,6 +92,17 @@ stage "docs" env RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-de
 stage "layer rule" tests --test layers
 mapfile -t library < <(targets without)
 stage "unit, property and golden tests" tests --lib --bins ${library[@]+"${library[@]}"}
+# Each instruction set of the processor has kernels of its own. The best was tested above; the others are forced.
+mapfile -t paths < <(cargo run --quiet --release --locked --example processor)
+[ ${#paths[@]} -gt 0 ] || { echo "test: the example processor told no instruction set" >&2; failed=1; paths=(none); }
+for path in "${paths[@]:0:${#paths[@]}-1}"; do
+  stage "numerics by $path" env BITFIT_CPU="$path" HF_HUB_OFFLINE=1 cargo test --release --locked --no-fail-fast \
+    --lib --test parity --test predict_many_tasks --test train_a_task -- --show-output
+done
+for path in avx2 avx512 avx512-vnni avx512-bf16; do
+  [[ " ${paths[*]} " == *" $path "* ]] || skip "numerics by $path" "this processor does not have it"
+done
+
 stage "examples in the docs" tests --doc
 mapfile -t binary < <(targets with)
 if [ ${#binary[@]} -gt 0 ]; then

@@ -36,6 +36,23 @@ fn a_part_of_the_biases_is_measured_and_shown_in_words() {
 }
 
 #[test]
+fn every_precision_is_measured_and_several_counts_of_tasks_in_turn() {
+    for (method, precision) in [("bitfit", "bf16"), ("full", "bf16"), ("forward", "bf16"), ("forward", "int8")] {
+        let output = bench(&["--method", method, "--precision", precision, "--tasks", "1,3", "--json"]);
+        if method == "full" {
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert!(!output.status.success() && text.contains("alone"), "{text}");
+            continue;
+        }
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(found["precision"], precision);
+        let tasks = found["tasks"].as_array().unwrap();
+        assert_eq!((&tasks[0]["tasks"], &tasks[0]["ratio"], &tasks[1]["tasks"]), (&1.into(), &1.0.into(), &3.into()));
+        assert!(tasks[1]["ratio"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
 fn wrong_uses_are_refused_with_what_is_known() {
     for (args, message) in [
         (&["--method", "lora"][..], "bitfit, full, frozen, random or forward"),
@@ -44,6 +61,9 @@ fn wrong_uses_are_refused_with_what_is_known() {
         (&["--terms", "bias"], "one of embeddings_layernorm"),
         (&["--layers", "1..5"], "layer"),
         (&["--dropout", "1.5"], "--dropout"),
+        (&["--precision", "fp16"], "f32, bf16 or int8"),
+        (&["--precision", "int8"], "int8 is for inference"),
+        (&["--tasks", "4"], "--tasks"),
         (&["--device", "cuda:0"], "cuda:0 is not there"),
     ] {
         let output = bench(args);
@@ -51,6 +71,10 @@ fn wrong_uses_are_refused_with_what_is_known() {
         assert!(!output.status.success() && output.stdout.is_empty(), "{args:?}");
         assert!(text.contains(message) && text.lines().count() == 1, "{args:?}: {text}");
     }
+    let mut forced = Command::new(env!("CARGO_BIN_EXE_bitfit"));
+    let output = forced.args(["bench", "--steps", "1"]).env("BITFIT_CPU", "z80").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && text.contains("BITFIT_CPU: expected portable"), "{text}");
     let output = Command::new(env!("CARGO_BIN_EXE_bitfit")).args(["bench", "--batch", "0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bitfit::base::delta::{Change, Head};
 use bitfit::base::problem::{Problem, Texts};
 use bitfit::base::{Base, spec};
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Metadata, Method, Patch, Pooling, Selection, candle, delta};
@@ -51,7 +51,7 @@ fn patch(base: &Base) -> Patch {
 
 fn agrees(base: &Base, texts: &[&str]) {
     let patch = patch(base);
-    let encoder = Encoder::new(base, DeviceName::Cpu, 2).unwrap();
+    let encoder = Encoder::new(base, Placement { n_threads: 2, ..Placement::default() }).unwrap();
     let task = encoder.attach(patch.delta()).unwrap();
     let weights = candle::var_builder(base, Some(&patch), DType::F32, &Device::Cpu).unwrap();
     let bert = BertModel::load(weights.clone(), &candle::bert_config(base.config())).unwrap();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bitfit::base::Base;
 use bitfit::base::problem::Problem;
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Dtype, Patch, merge};
@@ -97,7 +97,7 @@ fn ten_lines_of_python_load_a_patch_into_transformers() {
 
 /// This crate's logits of [`TEXTS`]. No two texts have the same, so that a model which ignores its input is found out.
 fn logits(base: &Base, patch: &Patch) -> Vec<Vec<f32>> {
-    let encoder = Encoder::new(base, DeviceName::Cpu, 1).unwrap();
+    let encoder = Encoder::new(base, Placement { n_threads: 1, ..Placement::default() }).unwrap();
     let task = encoder.attach(patch.delta()).unwrap();
     let mut batch = Batch::new();
     for text in TEXTS {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bitfit::base::Base;
 use bitfit::base::delta::{Change, Delta, Head};
-use bitfit::device::DeviceName;
 use bitfit::device::batch::{Batch, DropoutKey};
+use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::{Encoder, Task};
 use bitfit::patch::{Method, Patch, Selection, delta};
 use command::{pairs, run, table, tiny, train, write};
@@ -56,10 +56,11 @@ proptest! {
     #[test]
     fn a_mixed_batch_gives_each_row_what_it_gets_alone(
         rows in prop::collection::vec((0usize..9, 0u64..1000), 1..40),
-        threads in 1usize..3,
+        n_threads in 1usize..3,
+        precision in prop::sample::select(vec![PrecisionName::F32, PrecisionName::Bf16, PrecisionName::Int8]),
     ) {
         let base = Base::from_folder(&tiny()).unwrap();
-        let encoder = Encoder::new(&base, DeviceName::Cpu, threads).unwrap();
+        let encoder = Encoder::new(&base, Placement { n_threads, precision, ..Placement::default() }).unwrap();
         let attach = |seed| encoder.attach(&random_delta(&base, seed)).unwrap();
         // The ninth group is the base without a task.
         let tasks: Vec<Option<Task>> = (0..8).map(|seed| Some(attach(seed))).chain([None]).collect();
@@ -73,7 +74,7 @@ proptest! {
             push(&mut alone, *i, 0);
             let alone = encoder.forward(&Arc::new(alone), &tasks[*group..=*group]).unwrap();
             let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            prop_assert_eq!(bits(row), bits(&alone[0]), "sequence {} of group {}", i, group);
+            prop_assert_eq!(bits(row), bits(&alone[0]), "{}: sequence {} of group {}", precision, i, group);
         }
     }
 }

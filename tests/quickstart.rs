@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use bitfit::base::{Base, BaseSpec};
+use bitfit::device::Placement;
 use bitfit::encoder::Encoder;
 use bitfit::patch::Patch;
 
@@ -115,7 +116,7 @@ fn three_tasks_are_learned_replacing_an_earlier_quickstart_and_nothing_else() {
     assert!(output.status.success(), "{printed}\n{told}");
 
     let base = Base::load(&BaseSpec::resolve(None).unwrap()).unwrap();
-    let encoder = Encoder::new(&base, "cpu".parse().unwrap(), 0).unwrap();
+    let encoder = Encoder::new(&base, Placement::default()).unwrap();
     for (task, ..) in TASKS {
         let patch = Patch::load(&folder.join(task).join("patch.safetensors")).unwrap();
         patch.check_base(&base).unwrap();

@@ -7,7 +7,7 @@ use std::fs;
 
 use bitfit::base::Base;
 use bitfit::data::{Columns, encode, load_table};
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Patch, Selection};
 use bitfit::train::{Options, Progress, start, step};
@@ -63,16 +63,35 @@ fn a_table_of_ones_own_is_learned_and_scored() {
 fn one_seed_gives_one_patch_with_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let rows = write(folder.path(), "films.csv", table(120));
-    for method in ["bitfit", "frozen", "random", "full"] {
+    let bf16 = ["--precision", "bf16"];
+    for (method, precision) in
+        [("bitfit", &[][..]), ("frozen", &[]), ("random", &[]), ("full", &[]), ("bitfit", &bf16), ("full", &bf16)]
+    {
+        let what = format!("{method}{}", precision.concat());
         let of = |name: &str, more: &[&str]| {
-            let out = folder.path().join(format!("{method}-{name}"));
-            train(&rows, &out, &[&FAST[..], &["--method", method, "--seed", "3"], more].concat()).ok();
+            let out = folder.path().join(format!("{what}-{name}"));
+            train(&rows, &out, &[&FAST[..], &["--method", method, "--seed", "3"], precision, more].concat()).ok();
             patch(&out)
         };
         let first = of("first", &["--threads", "2"]);
-        assert!(first == of("again", &["--threads", "2"]), "{method}: a second run gives other bytes");
-        assert!(first == of("alone", &["--threads", "1"]), "{method}: one thread gives other bytes");
+        assert!(first == of("again", &["--threads", "2"]), "{what}: a second run gives other bytes");
+        assert!(first == of("alone", &["--threads", "1"]), "{what}: one thread gives other bytes");
     }
+}
+
+#[test]
+fn a_memory_budget_changes_no_byte_and_is_refused_where_it_cannot_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = write(folder.path(), "films.csv", table(120));
+    let of = |name: &str, more: &[&str]| train(&rows, &folder.path().join(name), &[&FAST[..], more].concat());
+    of("free", &[]).ok();
+    of("tight", &["--memory-budget", "320KB"]).ok();
+    assert!(patch(&folder.path().join("free")) == patch(&folder.path().join("tight")));
+    for (budget, message) in [("1KB", "bytes of activations at least"), ("much", "500MB or 1.5GB"), ("0", "500MB")] {
+        of("refused", &["--memory-budget", budget]).refused(2, &[message]);
+    }
+    of("refused", &["--memory-budget", "1GB", "--method", "full"]).refused(2, &["biases or the head alone"]);
+    assert!(!folder.path().join("refused").exists());
 }
 
 #[test]
@@ -156,7 +175,7 @@ fn runs_trained_as_groups_give_the_patches_they_give_alone() {
     let columns = Columns { text: "text".into(), text_pair: None, label: Some("label".into()) };
     let rows = load_table(&path, &columns, false, None).unwrap();
     let base = Base::from_folder(&tiny()).unwrap();
-    let encoder = Encoder::new(&base, DeviceName::Cpu, 2).unwrap();
+    let encoder = Encoder::new(&base, Placement { n_threads: 2, ..Placement::default() }).unwrap();
     let sequences = encode(&rows.examples, base.tokenizer().unwrap(), 40).unwrap().sequences;
     let prepared = |seed: u64, learning_rate: f64, batch_size: usize, epochs: u32| {
         let selection = Selection::new(if seed == 2 { Method::Frozen } else { Method::Bitfit });

@@ -1,7 +1,7 @@
 //! Flags that several commands share, and what they open.
 
 use bitfit::base::{Base, BaseSpec};
-use bitfit::device::DeviceName;
+use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::Encoder;
 
 /// Refuses flags that mean something only beside `with`, which was not given.
@@ -34,27 +34,57 @@ pub struct DeviceArgs {
     /// The device: cpu
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
+    /// What is computed in: f32, bf16 or, for inference, int8
+    #[arg(long, value_name = "PRECISION", default_value = "f32")]
+    pub precision: String,
     /// Threads on the CPU [default: all cores]. Results do not depend on it
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }
 
 impl DeviceArgs {
-    /// The device and the number of threads (0: one a core), checked before anything is loaded.
-    pub fn check(&self) -> bitfit::Result<(DeviceName, usize)> {
+    /// Where to run, checked before anything is loaded.
+    pub fn check(&self) -> bitfit::Result<Placement> {
         let device = self.device.parse()?;
-        match self.threads {
-            None => Ok((device, 0)),
-            Some(n @ 1..=1024) => Ok((device, n)),
-            Some(n) => Err(bitfit::Error::setting("--threads", "1 to 1024", n)),
-        }
+        let n_threads = match self.threads {
+            None => 0,
+            Some(n @ 1..=1024) => n,
+            Some(n) => return Err(bitfit::Error::setting("--threads", "1 to 1024", n)),
+        };
+        let placement = Placement { device, precision: self.precision.parse()?, n_threads };
+        placement.note()?;
+        Ok(placement)
     }
 
-    /// Lays a base out on the device.
-    pub fn encoder(&self, base: &Base) -> bitfit::Result<Encoder> {
-        let (device, n_threads) = self.check()?;
-        Encoder::new(base, device, n_threads)
+    /// As [`DeviceArgs::check`], for training.
+    pub fn check_training(&self) -> bitfit::Result<Placement> {
+        let placement = self.check()?;
+        if placement.precision == PrecisionName::Int8 {
+            return Err(bitfit::Error::setting("--precision", "f32 or bf16: int8 is for inference", "`int8`"));
+        }
+        Ok(placement)
     }
+
+    /// Lays a base out on the device; a note on what the processor lacks goes to standard error.
+    pub fn encoder(&self, base: &Base) -> bitfit::Result<Encoder> {
+        let placement = self.check()?;
+        if let Some(note) = placement.note()? {
+            eprintln!("note: {note}");
+        }
+        Encoder::new(base, placement)
+    }
+}
+
+/// Bytes out of `500MB`, `1.5GB` or a plain number; units are of a thousand.
+pub fn parse_size(text: &str) -> bitfit::Result<usize> {
+    let refuse =
+        || bitfit::Error::setting("--memory-budget", "a size such as 500MB or 1.5GB", format_args!("`{text}`"));
+    let units = [("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1.0)];
+    let upper = text.trim().to_ascii_uppercase();
+    let unit = units.iter().find_map(|(unit, bytes)| Some((upper.strip_suffix(unit)?, *bytes)));
+    let (number, unit) = unit.unwrap_or((&upper, 1.0));
+    let bytes = number.trim().parse::<f64>().map_err(|_| refuse())? * unit;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as usize) } else { Err(refuse()) }
 }
 
 /// Which columns of a table of one's own hold what.

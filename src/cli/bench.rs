@@ -11,13 +11,15 @@ use std::time::Instant;
 use bitfit::base::{Base, BaseSpec, Config};
 use bitfit::data::Sequence;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
+use bitfit::device::cpu::Arch;
+use bitfit::device::{self, Placement};
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Selection, parse_layers, parse_terms};
 use bitfit::train::{Options, Progress, start, step};
 use bitfit::{Error, Result};
 use serde_json::json;
 
-use super::args::DeviceArgs;
+use super::args::{DeviceArgs, parse_size};
 use super::output::say;
 
 /// Steps that are not counted: they fill the pool of buffers and the caches.
@@ -46,9 +48,15 @@ pub struct Args {
     /// Train these layers alone: from 0, B excluded
     #[arg(long, value_name = "A..B")]
     layers: Option<String>,
+    /// Split the batch among this many tasks; several counts (comma-separated) are measured step by step in turn
+    #[arg(long, value_name = "K[,K..]", value_delimiter = ',', default_value = "1")]
+    tasks: Vec<usize>,
     /// Dropout at every place [default: what the base's config says, 0.1]
     #[arg(long, value_name = "P")]
     dropout: Option<f32>,
+    /// The most memory that a training step's activations take, as in `train`
+    #[arg(long, value_name = "SIZE")]
+    memory_budget: Option<String>,
     /// Steps that are counted, after 3 that are not; their median is shown
     #[arg(long, value_name = "N", default_value_t = 7)]
     steps: usize,
@@ -67,8 +75,11 @@ enum Work {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (_, threads) = args.device.check()?;
     let work = args.work()?;
+    let Placement { precision, n_threads, .. } = match work {
+        Work::Forward => args.device.check()?,
+        Work::Train(_) => args.device.check_training()?,
+    };
     let base = args.base()?;
     check_range("--length", args.length, base.config().max_position_embeddings)?;
     let encoder = args.device.encoder(&base)?;
@@ -78,65 +89,160 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     // What is resident now is the model; what comes on top is the step's.
     let resident = memory("VmRSS:");
     let counted_from_here = reset_peak();
-    let times = match &work {
-        Work::Forward => args.forward(&encoder)?,
-        Work::Train(selection) => args.train(&encoder, selection)?,
-    };
+    let steps = args.tasks.iter().map(|k| args.step(&encoder, &work, *k)).collect::<Result<Vec<_>>>()?;
+    let times = args.timed(steps)?;
     let peak = memory("VmHWM:");
 
-    let step_s = median(times);
-    let tokens = args.batch * args.length;
-    let gflops = operations(base.config(), tokens, args.length, &work) / step_s / 1e9;
-    let over = |peak: f64, resident: f64| ((peak - resident) / MB).max(0.0);
-    let mb = |bytes: Option<f64>| bytes.map(|bytes| (bytes / MB).round());
-    let over_model = peak.zip(resident).map(|(peak, resident)| over(peak, resident).round());
-    let threads = if threads == 0 { std::thread::available_parallelism()?.get() } else { threads };
-    let found = json!({
-        "shape": args.shape,
-        "method": args.method,
-        "batch": args.batch,
-        "length": args.length,
-        "threads": threads,
-        "precision": "f32",
-        "processor": processor(),
-        "steps": args.steps,
-        "step_s": step_s,
-        "tokens_per_s": tokens as f64 / step_s,
-        "gflops": gflops,
-        "model_mb": mb(resident),
-        "peak_mb": mb(peak),
-        "peak_over_model_mb": over_model,
-        "peak_since_loading": counted_from_here,
-    });
+    let operations = |whole| operations(base.config(), args.batch, args.length, whole, &work);
+    let threads = if n_threads == 0 { std::thread::available_parallelism()?.get() } else { n_threads };
+    let most = device::cpu::peak(precision, threads)?;
+    let found = Found {
+        step_s: median(times[0].clone()),
+        tokens: (args.batch * args.length) as f64,
+        operations: operations(true),
+        done: operations(false),
+        // What the way back leaves out where a part of the terms or layers trains is not counted.
+        most: most.filter(|_| args.terms.is_none() && args.layers.is_none()),
+        model: resident,
+        // Several counts lie beside each other: the sum says nothing of one.
+        over_model: peak.zip(resident).filter(|_| times.len() == 1).map(|(peak, resident)| (peak - resident).max(0.0)),
+        peak,
+        paired: args.tasks.iter().zip(&times).map(|(k, own)| Paired::of(*k, own, &times[0])).collect(),
+    };
+    let path = Arch::chosen()?.name();
     if args.json {
-        say!("{found}");
-        return Ok(());
-    }
-    say!("{} {}, {} x {} tokens, f32, {threads} threads", args.shape, args.method, args.batch, args.length);
-    say!("{}", processor());
-    say!("");
-    say!("  {:<24}{step_s:>10.4} s (median of {})", "a step", args.steps);
-    say!("  {:<24}{:>10.0}", "tokens a second", tokens as f64 / step_s);
-    say!("  {:<24}{gflops:>10.1}", "GFLOP/s");
-    if let (Some(resident), Some(over_model)) = (resident, over_model) {
-        say!("  {:<24}{:>10.0} MB", "the model", resident / MB);
-        say!("  {:<24}{over_model:>10.0} MB", "peak over the model");
+        let mut json = json!({
+            "shape": args.shape,
+            "method": args.method,
+            "batch": args.batch,
+            "length": args.length,
+            "threads": threads,
+            "precision": precision.to_string(),
+            "processor": processor(),
+            "path": path,
+            "steps": args.steps,
+            "peak_since_loading": counted_from_here,
+        });
+        found.write(&mut json);
+        say!("{json}");
+    } else {
+        let Args { shape, method, batch, length, steps, .. } = &args;
+        say!("{shape} {method}, {batch} x {length} tokens, {precision}, {threads} threads");
+        say!("{}, by {path}", processor());
+        say!("");
+        found.show(*steps)?;
     }
     Ok(())
 }
+
+/// What was measured, in seconds, operations and bytes.
+struct Found {
+    step_s: f64,
+    tokens: f64,
+    /// As others count them, the last layer whole.
+    operations: f64,
+    /// What is left of them where the last layer is short.
+    done: f64,
+    /// Operations a second that the processor can do at most.
+    most: Option<f64>,
+    model: Option<f64>,
+    peak: Option<f64>,
+    over_model: Option<f64>,
+    paired: Vec<Paired>,
+}
+
+impl Found {
+    fn per_second(&self) -> f64 {
+        self.operations / self.step_s
+    }
+
+    /// Of what the processor can do at most, by the operations that are done.
+    fn share(&self) -> Option<f64> {
+        self.most.map(|most| self.done / self.step_s / most)
+    }
+
+    fn write(&self, json: &mut serde_json::Value) {
+        let mb = |bytes: Option<f64>| bytes.map(|bytes| (bytes / MB).round());
+        let values = json!({
+            "step_s": self.step_s,
+            "tokens_per_s": self.tokens / self.step_s,
+            "gflops": self.per_second() / 1e9,
+            "peak_gflops": self.most.map(|most| most / 1e9),
+            "share_of_peak": self.share(),
+            "model_mb": mb(self.model),
+            "peak_mb": mb(self.peak),
+            "peak_over_model_mb": mb(self.over_model),
+            "tasks": self.paired.iter().map(Paired::json).collect::<Vec<_>>(),
+        });
+        if let (Some(to), serde_json::Value::Object(values)) = (json.as_object_mut(), values) {
+            to.extend(values);
+        }
+    }
+
+    fn show(&self, steps: usize) -> anyhow::Result<()> {
+        say!("  {:<24}{:>10.4} s (median of {steps})", "a step", self.step_s);
+        say!("  {:<24}{:>10.0}", "tokens a second", self.tokens / self.step_s);
+        say!("  {:<24}{:>10.1}", "GFLOP/s", self.per_second() / 1e9);
+        if let (Some(share), Some(most)) = (self.share(), self.most) {
+            let share = 100.0 * share;
+            say!("  {:<24}{share:>10.0} % of {:.0} GFLOP/s, the short last layer as it is", "of the peak", most / 1e9);
+        }
+        if let (Some(model), Some(over_model)) = (self.model, self.over_model) {
+            say!("  {:<24}{:>10.0} MB", "the model", model / MB);
+            say!("  {:<24}{:>10.0} MB", "peak over the model", over_model / MB);
+        }
+        for paired in &self.paired[1..] {
+            let Paired { tasks, step_s, ratio, interval } = paired;
+            let name = format!("{tasks} tasks");
+            say!("  {name:<24}{step_s:>10.4} s, {ratio:.3} ({:.3}..{:.3}) of the first", interval.0, interval.1);
+        }
+        Ok(())
+    }
+}
+
+/// One count of tasks beside the first, step by step.
+struct Paired {
+    tasks: usize,
+    step_s: f64,
+    /// The median of its steps' ratios to the first count's.
+    ratio: f64,
+    /// The 5th and 95th percentile of those ratios.
+    interval: (f64, f64),
+}
+
+impl Paired {
+    fn of(tasks: usize, own: &[f64], first: &[f64]) -> Self {
+        let mut ratios: Vec<f64> = own.iter().zip(first).map(|(own, first)| own / first).collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |share: f64| ratios[((ratios.len() - 1) as f64 * share).round() as usize];
+        Paired { tasks, step_s: median(own.to_vec()), ratio: at(0.5), interval: (at(0.05), at(0.95)) }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({"tasks": self.tasks, "step_s": self.step_s, "ratio": self.ratio, "interval": [self.interval.0, self.interval.1]})
+    }
+}
+
+/// A step of one count of tasks.
+type Step<'e> = Box<dyn FnMut() -> Result<()> + 'e>;
 
 impl Args {
     fn work(&self) -> Result<Work> {
         check_range("--batch", self.batch, 1 << 16)?;
         check_range("--length", self.length, 1 << 16)?;
         check_range("--steps", self.steps, 1 << 20)?;
+        for k in &self.tasks {
+            check_range("--tasks", *k, self.batch)?;
+        }
         if self.method == "forward" {
-            if self.terms.is_some() || self.layers.is_some() || self.dropout.is_some() {
-                let message = "--terms, --layers and --dropout are of training; a forward pass has none";
+            if self.terms.is_some() || self.layers.is_some() || self.dropout.is_some() || self.memory_budget.is_some() {
+                let message =
+                    "--terms, --layers, --dropout and --memory-budget are of training; a forward pass has none";
                 return Err(Error::Usage(message.into()));
             }
             return Ok(Work::Forward);
         }
+        self.memory_budget.as_deref().map(parse_size).transpose()?;
         let method: Method = self.method.parse().map_err(|_| {
             Error::setting("--method", "bitfit, full, frozen, random or forward", format_args!("`{}`", self.method))
         })?;
@@ -171,42 +277,54 @@ impl Args {
         (0..self.batch).map(of).collect()
     }
 
-    fn train(&self, encoder: &Encoder, selection: &Selection) -> Result<Vec<f64>> {
+    /// A step in which the batch is split among `tasks` tasks, as evenly as it goes.
+    fn step<'e>(&self, encoder: &'e Encoder, work: &Work, tasks: usize) -> Result<Step<'e>> {
+        let rows = |g: usize| self.batch * g / tasks..self.batch * (g + 1) / tasks;
         let base = encoder.base();
-        let options = Options {
-            selection: selection.clone(),
-            batch_size: self.batch,
-            max_steps: Some((WARM_UP + self.steps) as u64),
-            max_length: Some(self.length),
-            dropout: self.dropout,
-            ..Options::default()
+        let sequences = self.sequences(base.config());
+        let Work::Train(selection) = work else {
+            let run = start(base, &Selection::new(Method::Frozen), 2, 0)?;
+            let attached = (0..tasks).map(|_| encoder.attach(&run.start).map(Some)).collect::<Result<Vec<_>>>()?;
+            let mut batch = Batch::new();
+            for g in 0..tasks {
+                for s in &sequences[rows(g)] {
+                    batch.push(&s.ids, &s.type_ids, g, DropoutKey::default(), None);
+                }
+            }
+            let batch = Arc::new(batch);
+            return Ok(Box::new(move || encoder.forward(&batch, &attached).map(drop)));
         };
-        let config = options.check(base)?;
-        let run = start(base, &config.selection, 2, config.seed)?;
-        let mut trainer = encoder.trainer(std::slice::from_ref(&run))?;
-        let mut progress = [Progress::new(&config, self.sequences(base.config()), 0)?];
-        self.timed(|| step(&mut *trainer, &mut progress).map(drop))
-    }
-
-    fn forward(&self, encoder: &Encoder) -> Result<Vec<f64>> {
-        let base = encoder.base();
-        let run = start(base, &Selection::new(Method::Frozen), 2, 0)?;
-        let task = [Some(encoder.attach(&run.start)?)];
-        let mut batch = Batch::new();
-        for s in self.sequences(base.config()) {
-            batch.push(&s.ids, &s.type_ids, 0, DropoutKey::default(), None);
+        let mut runs = Vec::with_capacity(tasks);
+        let mut progress = Vec::with_capacity(tasks);
+        for g in 0..tasks {
+            let options = Options {
+                selection: selection.clone(),
+                batch_size: rows(g).len(),
+                max_steps: Some((WARM_UP + self.steps) as u64),
+                max_length: Some(self.length),
+                dropout: self.dropout,
+                seed: g as u64,
+                ..Options::default()
+            };
+            let config = options.check(base)?;
+            runs.push(start(base, &config.selection, 2, config.seed)?);
+            progress.push(Progress::new(&config, sequences[rows(g)].to_vec(), 0)?);
         }
-        let batch = Arc::new(batch);
-        self.timed(|| encoder.forward(&batch, &task).map(drop))
+        let memory_budget = self.memory_budget.as_deref().map(parse_size).transpose()?;
+        let mut trainer = encoder.trainer_within(&runs, memory_budget)?;
+        Ok(Box::new(move || step(&mut *trainer, &mut progress).map(drop)))
     }
 
-    fn timed(&self, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
-        let mut times = Vec::with_capacity(self.steps);
+    /// The seconds of each step of each count of tasks, in turn.
+    fn timed(&self, mut steps: Vec<Step<'_>>) -> Result<Vec<Vec<f64>>> {
+        let mut times = vec![Vec::with_capacity(self.steps); steps.len()];
         for i in 0..WARM_UP + self.steps {
-            let began = Instant::now();
-            step()?;
-            if i >= WARM_UP {
-                times.push(began.elapsed().as_secs_f64());
+            for (step, times) in steps.iter_mut().zip(&mut times) {
+                let began = Instant::now();
+                step()?;
+                if i >= WARM_UP {
+                    times.push(began.elapsed().as_secs_f64());
+                }
             }
         }
         Ok(times)
@@ -223,11 +341,13 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 /// Floating-point operations of a step: products and attention of a forward, twice where the way back goes through the
-/// layers, three times where weights train too. The short last layer is counted whole, so that figures compare with
-/// others'.
-fn operations(config: &Config, tokens: usize, length: usize, work: &Work) -> f64 {
-    let [t, l, h, i] = [tokens, length, config.hidden_size, config.intermediate_size].map(|n| n as f64);
-    let forward = config.num_hidden_layers as f64 * (2.0 * t * (4.0 * h * h + 2.0 * h * i) + 4.0 * t * l * h);
+/// layers, three times where weights train too. With `whole`, the last layer is counted for every token, as others
+/// compute it, so that figures compare; else as it is: all but keys and values for one token a sequence.
+fn operations(config: &Config, batch: usize, length: usize, whole: bool, work: &Work) -> f64 {
+    let [s, l, h, i] = [batch, length, config.hidden_size, config.intermediate_size].map(|n| n as f64);
+    let layer = |rows: f64| 2.0 * rows * (2.0 * h * h + 2.0 * h * i) + 4.0 * rows * l * h + 2.0 * s * l * 2.0 * h * h;
+    let last = layer(if whole { s * l } else { s });
+    let forward = (config.num_hidden_layers as f64 - 1.0) * layer(s * l) + last;
     forward
         * match work {
             Work::Forward => 1.0,

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::Context;
 use bitfit::base::{Base, BaseSpec};
 use bitfit::data::{compute, encode, majority};
-use bitfit::device::DeviceName;
+use bitfit::device::Placement;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Patch, Selection};
@@ -62,7 +62,7 @@ pub fn run(_args: Args) -> anyhow::Result<()> {
     let stop = stop_on_ctrl_c()?;
     let program = std::env::current_exe().context("cannot tell where this program lies")?;
     let base = Base::load(&BaseSpec::resolve(None)?)?;
-    let encoder = Encoder::new(&base, DeviceName::Cpu, 0)?;
+    let encoder = Encoder::new(&base, Placement::default())?;
     let n_parameters: usize = base.parameters().iter().map(|p| p.len()).sum();
     say!("One frozen base for all: {}, {} parameters\n", base.id(), thousands(n_parameters as u64));
     for task in &TASKS {
@@ -107,7 +107,8 @@ fn learn(task: Task, encoder: &Encoder, stop: &AtomicBool) -> Result<Learned> {
     let dev = [(HELD_OUT.to_string(), held_out)];
     let fit = |method: Method, out: &Path| -> Result<(Outcome, f64)> {
         let config = options(method).check(encoder.base())?;
-        let job = Job { config: &config, train: &rows, dev: &dev, out, existing: Existing::Overwrite };
+        let job =
+            Job { config: &config, train: &rows, dev: &dev, out, existing: Existing::Overwrite, memory_budget: None };
         let bar = Progress::new(format!("{} ({method})", task.name));
         let outcome = train(encoder, &job, &mut |event| bar.show(&event), stop)?;
         let score = outcome.patch.metadata().metrics.get(metric.name()).copied();

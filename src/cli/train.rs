@@ -11,7 +11,7 @@ use bitfit::train::{Existing, Job, Options, Outcome, run as train};
 use bitfit::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::args::{BaseArgs, ColumnArgs, DeviceArgs, refuse};
+use super::args::{BaseArgs, ColumnArgs, DeviceArgs, parse_size, refuse};
 use super::output::{quoted, say};
 use super::progress::{TrainProgress, shown};
 
@@ -61,6 +61,10 @@ pub struct Args {
     /// Print one JSON object on standard output
     #[arg(long, help_heading = "The run")]
     json: bool,
+    /// The most memory that a step's activations take (500MB, 1.5GB): layers are computed again on the way back where
+    /// needed, which takes time and changes no result [default: no limit]
+    #[arg(long, value_name = "SIZE", help_heading = "The run")]
+    memory_budget: Option<String>,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -180,7 +184,8 @@ impl Settings {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = stop_on_ctrl_c()?;
     let options = args.settings.options()?;
-    args.device.check()?;
+    args.device.check_training()?;
+    let memory_budget = args.memory_budget.as_deref().map(parse_size).transpose()?;
     let source = args.source()?;
     let base = args.base.load()?;
     let config = options.check(&base)?;
@@ -191,7 +196,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (_, true) => Existing::Overwrite,
         _ => Existing::Refuse,
     };
-    let job = Job { config: &config, train: &rows, dev: &dev, out: &args.out, existing };
+    let job = Job { config: &config, train: &rows, dev: &dev, out: &args.out, existing, memory_budget };
     let mut progress = TrainProgress::new();
     let outcome = train(&encoder, &job, &mut |event| progress.show(event), &stop);
     progress.finish();

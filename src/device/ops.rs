@@ -201,6 +201,11 @@ pub trait Device: Sized + Send + 'static {
     /// Flat positions of sampled entries.
     type Index: Send + Sync;
 
+    /// Bytes of a number of [`Device::Stream`] and [`Device::Rows`].
+    const STREAM_BYTES: usize;
+    /// Bytes of a number of [`Device::Act`].
+    const ACT_BYTES: usize;
+
     /// Another context over the same threads or device, with a pool of its own.
     fn fork(&self) -> Self;
     /// Runs `f` where the device's threads are at hand.
@@ -243,6 +248,9 @@ pub trait Device: Sized + Send + 'static {
 
 /// Arithmetic. `g` is the row's group, M a dropout mask already divided by 1 - p, P the attention probabilities.
 pub trait Ops: Device {
+    /// The same values again.
+    fn copy(&mut self, x: &Self::Stream) -> Self::Stream;
+
     // Row spaces.
 
     /// The rows of the sequences' first tokens: (T, n) to (S, n).

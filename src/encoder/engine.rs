@@ -14,16 +14,17 @@ use crate::base::base::Base;
 use crate::base::config::{Activation as ConfigActivation, Config};
 use crate::base::delta::{Delta, Head};
 use crate::base::parameters::{Role, Term};
-use crate::device::DeviceName;
 use crate::device::batch::Batch;
-use crate::device::cpu::Cpu;
+use crate::device::cpu::{Bf16, Cpu, F32, Int8, Precision};
 use crate::device::ops::{Activation, Arithmetic, Classifier, Dropout, Ops};
+use crate::device::{DeviceName, Placement, PrecisionName};
 use crate::error::{Error, Result};
 
 /// A base laid out on a device, ready to run. Clones share it; a forward takes it for itself while it runs.
 #[derive(Clone)]
 pub struct Encoder {
     base: Base,
+    precision: PrecisionName,
     engine: Arc<dyn Engine>,
 }
 
@@ -48,15 +49,28 @@ impl Task {
 }
 
 impl Encoder {
-    /// Lays a base out on a device; `n_threads` is for the CPU, 0 means one a core.
+    /// Lays a base out on a device.
     ///
     /// # Errors
     ///
     /// Where a tensor cannot be read, or the device cannot be had.
-    pub fn new(base: &Base, device: DeviceName, n_threads: usize) -> Result<Self> {
-        let DeviceName::Cpu = device;
-        let cpu = Cpu::<f32>::new(arithmetic(base.config()), n_threads)?;
-        Ok(Encoder { base: base.clone(), engine: Arc::new(Runtime::new(cpu, base)?) })
+    pub fn new(base: &Base, placement: Placement) -> Result<Self> {
+        fn on_cpu<P: Precision>(base: &Base, n_threads: usize) -> Result<Arc<dyn Engine>> {
+            let cpu = Cpu::<P>::new(arithmetic(base.config()), n_threads)?;
+            Ok(Arc::new(Runtime::new(cpu, base)?))
+        }
+        let Placement { device: DeviceName::Cpu, precision, n_threads } = placement;
+        let engine = match precision {
+            PrecisionName::F32 => on_cpu::<F32>(base, n_threads)?,
+            PrecisionName::Bf16 => on_cpu::<Bf16>(base, n_threads)?,
+            PrecisionName::Int8 => on_cpu::<Int8>(base, n_threads)?,
+        };
+        Ok(Encoder { base: base.clone(), precision, engine })
+    }
+
+    /// What it computes in.
+    pub fn precision(&self) -> PrecisionName {
+        self.precision
     }
 
     /// The base.
@@ -116,9 +130,22 @@ impl Encoder {
     ///
     /// # Errors
     ///
-    /// See [`Trainer::new`].
+    /// See [`Trainer::new`]; and where the precision is for inference alone.
     pub fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
-        self.engine.trainer(runs)
+        self.trainer_within(runs, None)
+    }
+
+    /// As [`Encoder::trainer`], where the activations of a step take at most so many bytes: layers are computed again
+    /// on the way back as needed, to the same bits. A batch that does not fit even so is an error of its step.
+    ///
+    /// # Errors
+    ///
+    /// As [`Encoder::trainer`], and where a run trains weights.
+    pub fn trainer_within(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>> {
+        if self.precision == PrecisionName::Int8 {
+            return Err(Error::Usage("int8 is for inference: train in f32 or bf16".into()));
+        }
+        self.engine.trainer(runs, memory_budget)
     }
 
     /// Lays out what training reads and inference does not; without this the first training step does.
@@ -166,7 +193,7 @@ trait Engine: Send + Sync {
     fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
     fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
     fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<f32>>;
-    fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>>;
+    fn trainer(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>>;
     fn prepare_training(&self);
     fn weights_hash(&self) -> String;
     fn peak_bytes(&self) -> usize;
@@ -224,9 +251,9 @@ impl<D: Ops> Runtime<D> {
     }
 
     /// A trainer over this network.
-    pub(super) fn train(&self, runs: &[Run]) -> Result<Trainer<D>> {
+    pub(super) fn train(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Trainer<D>> {
         let context = self.context().fork();
-        Trainer::new(context, &self.base, &self.network, runs)
+        Trainer::new(context, &self.base, &self.network, runs, memory_budget)
     }
 
     fn in_use<'t>(&'t self, d: &D, tasks: &'t [Option<Task>]) -> Result<InUse<'t, D>> {
@@ -281,7 +308,8 @@ impl<D: Ops> Runtime<D> {
 
 impl<D: Ops> Engine for Runtime<D> {
     fn attach(&self, delta: &Delta) -> Result<Task> {
-        let d = self.context();
+        // A context of its own: a forward that runs elsewhere is not waited for, and packing has this device's threads.
+        let mut d = self.context().fork();
         let config = self.base.config();
         let h = config.hidden_size;
         let head = delta.head.clone();
@@ -292,7 +320,7 @@ impl<D: Ops> Engine for Runtime<D> {
             (false, Some((weight, bias))) => {
                 check_len("pooler.dense.weight", h * h, weight.len())?;
                 check_len("pooler.dense.bias", h, bias.len())?;
-                Some(Arc::new(d.weight(h, h, weight.clone())))
+                Some(Arc::new(d.run(|d| d.weight(h, h, weight.clone()))))
             }
             (true, Some(_)) => return Err(Error::setting("head", "no pooler: the base has one to share", "a pooler")),
             (false, None) => return Err(Error::setting("head", "a pooler: the base has none", "no pooler")),
@@ -308,7 +336,8 @@ impl<D: Ops> Engine for Runtime<D> {
             let p = self.base.parameters().iter().find(|p| &p.name == name).ok_or_else(unknown)?;
             let mut values = self.base.tensor(name)?;
             change.add_to(name, &mut values)?;
-            network.get_or_insert_with(|| self.network.clone()).replace(&*d, p, values);
+            let own = network.get_or_insert_with(|| self.network.clone());
+            d.run(|d| own.replace(d, p, values));
         }
         let (n_outputs, alone) = (head.n_outputs, network.is_some());
         Ok(Task { values: Arc::new(Attached { biases, head, pooler, network }), n_outputs, alone })
@@ -369,8 +398,8 @@ impl<D: Ops> Engine for Runtime<D> {
         Ok(pooled)
     }
 
-    fn trainer(&self, runs: &[Run]) -> Result<Box<dyn Training>> {
-        Ok(Box::new(self.train(runs)?))
+    fn trainer(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>> {
+        Ok(Box::new(self.train(runs, memory_budget)?))
     }
 
     fn prepare_training(&self) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::layer::{self, BiasGrads, Kept, Terms, Until, WeightGrads, Weights};
 use super::network::{AllBiases, Network};
+use crate::base::config::Config;
 use crate::base::parameters::{Role, Table, Term};
 use crate::device::ops::{Affine, At, Classifier, Device, Loss, Norm, Ops, Site, Tables, Want};
 
@@ -199,18 +200,65 @@ pub struct Plan {
     /// Whether weights train: the input of each layer is then rebuilt, so the normalised one under the lowest layer is
     /// kept too.
     pub weights: bool,
+    /// How many of the layers that the backward goes through, from the lowest, keep their input alone and run again on
+    /// the way back, to the same bits. 0 where weights train.
+    pub recomputed: usize,
 }
 
 impl Plan {
+    /// Layers that the backward goes through.
+    pub fn layers(&self, config: &Config) -> usize {
+        self.depth.lowest_layer().map_or(0, |lowest| config.num_hidden_layers - lowest)
+    }
+
+    /// Bytes of activations at the peak of a step over so many tokens and sequences.
+    ///
+    /// Kept of a layer are nine values a token and hidden unit (where I = 4 H), the log-sum-exp and both 1/sigma; of one
+    /// that is recomputed its input. The last layer has a row a sequence, but for keys and values. On top come the
+    /// values that a layer hands on while it runs: three of the stream, two of activations.
+    pub fn bytes<D: Device>(&self, config: &Config, tokens: usize, sequences: usize) -> usize {
+        let [h, i, a] = [config.hidden_size, config.intermediate_size, config.num_attention_heads];
+        let (stream, act) = (D::STREAM_BYTES, D::ACT_BYTES);
+        let rest = |rows: usize| rows * ((3 * h + i) * act + (a + 2) * stream);
+        let (whole, last) = (2 * tokens * h * act + rest(tokens), 2 * tokens * h * act + rest(sequences));
+        let running = 3 * tokens * h * stream + 2 * tokens * h * act;
+        let layers = self.layers(config);
+        let inputs = self.recomputed * tokens * h * stream;
+        let kept = match layers - self.recomputed.min(layers) {
+            0 => 0,
+            n => (n - 1) * whole + last,
+        };
+        // A layer that keeps nothing is whole while it runs: forward, or again on the way back when those above are gone.
+        let passing = if self.recomputed > 0 || layers < config.num_hidden_layers { whole } else { 0 };
+        inputs + kept.max(passing) + running
+    }
+
     /// Nothing is kept.
-    pub const INFERENCE: Plan = Plan { depth: Depth::Head, weights: false };
+    pub const INFERENCE: Plan = Plan { depth: Depth::Head, weights: false, recomputed: 0 };
 }
 
 /// What a pass has kept.
 pub struct Saved<D: Device> {
     /// The normalised input of the lowest layer kept: that of the embeddings, or of the layer below.
     below: Option<Norm<D>>,
-    layers: Vec<Kept<D>>,
+    layers: Vec<SavedLayer<D>>,
+}
+
+/// What a pass has kept of a layer.
+enum SavedLayer<D: Device> {
+    /// All that its backward needs.
+    Kept(Kept<D>),
+    /// Its input, from which that is computed again.
+    Input(D::Stream),
+}
+
+impl<D: Device> SavedLayer<D> {
+    fn output_norm(&self) -> Option<&Norm<D>> {
+        match self {
+            SavedLayer::Kept(kept) => Some(kept.output_norm()),
+            SavedLayer::Input(_) => None,
+        }
+    }
 }
 
 /// The network and the vectors in use: what both ways of a pass read.
@@ -243,11 +291,16 @@ impl<D: Ops> Pass<'_, D> {
         visit(d, &x);
         let n = self.network.layers.len();
         for (l, (w, b)) in self.network.layers.iter().zip(&self.biases.layers).enumerate() {
+            let again = lowest.is_some_and(|lowest| lowest <= l && l < lowest + plan.recomputed);
+            let input = again.then(|| d.copy(&x));
             let (h, kept) = layer::forward(d, l, w, b, x, first_rows && l + 1 == n);
             x = h;
             visit(d, &x);
             match lowest {
-                Some(lowest) if lowest <= l => saved.layers.push(kept),
+                Some(lowest) if lowest <= l => saved.layers.push(match input {
+                    Some(input) => SavedLayer::Input(input),
+                    None => SavedLayer::Kept(kept),
+                }),
                 Some(lowest) if plan.weights && lowest == l + 1 => saved.below = Some(kept.into_output_norm()),
                 _ => {}
             }
@@ -299,16 +352,20 @@ impl<D: Ops> Pass<'_, D> {
         let Some(lowest) = depth.lowest_layer() else { return };
         let Saved { below, mut layers } = saved;
         let Gradients { biases, weights, gamma, tables, embeddings_layernorm, .. } = grads;
-        while let Some(kept) = layers.pop() {
+        while let Some(of_layer) = layers.pop() {
             let l = lowest + layers.len();
             let until = match depth {
                 Depth::Layer(at, until) if at == l => until,
                 _ => Until::Input,
             };
             // The plan keeps the norm below wherever weights train, and only they ask for the input.
-            let norm = layers.last().map(Kept::output_norm).or(below.as_ref());
+            let norm = layers.last().and_then(SavedLayer::output_norm).or(below.as_ref());
             let input = |d: &mut D| self.input(d, l, norm);
             let (w, b) = (&self.network.layers[l], &self.biases.layers[l]);
+            let kept = match of_layer {
+                SavedLayer::Kept(kept) => kept,
+                SavedLayer::Input(x) => layer::forward(d, l, w, b, x, l + 1 == self.network.layers.len()).1,
+            };
             let dw = weights.as_mut().map(|w| &mut w[l]);
             match layer::backward(d, l, w, b, kept, dh, until, &mut biases[l], dw, input) {
                 Some(dx) => dh = dx,

@@ -11,9 +11,10 @@ use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head, Request};
 use crate::base::parameters::{Role, parameters};
 use crate::device::batch::{Batch, DropoutKey, Target};
-use crate::device::cpu::{Cpu, Real};
+use crate::device::cpu::{Bf16, Cpu, F32, F64, Precision};
 use crate::device::ops::Dropout;
 use crate::encoder::Rule;
+use crate::error::Error;
 
 const DROPOUT: Dropout = Dropout { hidden: 0.2, attention: 0.15, classifier: 0.1 };
 const LENGTHS: [usize; 6] = [1, 9, 13, 5, 17, 8];
@@ -98,17 +99,17 @@ fn run(base: &Base, requests: BTreeMap<String, Request>, seed: u64, n_outputs: u
     Run { start, requests }
 }
 
-fn trainer<R: Real>(base: &Base, runs: &[Run], threads: usize) -> Trainer<Cpu<R>> {
-    let cpu = Cpu::<R>::new(arithmetic(base.config()), threads).unwrap();
-    Runtime::new(cpu, base).unwrap().train(runs).unwrap()
+fn trainer<P: Precision>(base: &Base, runs: &[Run], threads: usize) -> Trainer<Cpu<P>> {
+    let cpu = Cpu::<P>::new(arithmetic(base.config()), threads).unwrap();
+    Runtime::new(cpu, base).unwrap().train(runs, None).unwrap()
 }
 
 /// Every tensor's gradient of every run against central differences of the loss.
 fn differences_agree(base: &Base, runs: &[Run], groups: &[usize], entries_per_tensor: usize) {
     let n_outputs: Vec<_> = runs.iter().map(|r| r.start.head.n_outputs).collect();
     let batch = Arc::new(batch(groups, &n_outputs));
-    let loss = |runs: &[Run]| trainer::<f64>(base, runs, 1).accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
-    let mut exact = trainer::<f64>(base, runs, 2);
+    let loss = |runs: &[Run]| trainer::<F64>(base, runs, 1).accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
+    let mut exact = trainer::<F64>(base, runs, 2);
     exact.accumulate(std::slice::from_ref(&batch), DROPOUT).unwrap();
     let (mut checked, mut worst) = (0, (0.0, String::new()));
     for g in 0..runs.len() {
@@ -179,7 +180,7 @@ fn sampled_gradients_are_those_entries_of_the_whole() {
     let full = sampled.clone();
     sampled.requests = base.parameters().iter().map(|p| (p.name.clone(), every_third(p.len()))).collect();
     let batch = [Arc::new(batch(&[0; 6], &[2]))];
-    let [mut full, mut sampled] = [full, sampled].map(|run| trainer::<f64>(&base, &[run], 1));
+    let [mut full, mut sampled] = [full, sampled].map(|run| trainer::<F64>(&base, &[run], 1));
     full.accumulate(&batch, DROPOUT).unwrap();
     sampled.accumulate(&batch, DROPOUT).unwrap();
     let whole = full.gradients(0);
@@ -200,7 +201,7 @@ fn a_backward_that_stops_early_gives_the_same_gradients_as_the_whole() {
     let gradients = |requests| {
         let mut run = run(&base, requests, 60, 2);
         run.start.changes.clear();
-        let mut t = trainer::<f32>(&base, &[run], 1);
+        let mut t = trainer::<F32>(&base, &[run], 1);
         t.accumulate(&batch, DROPOUT).unwrap();
         t.gradients(0)
     };
@@ -225,8 +226,8 @@ const RULE: Rule = Rule {
 };
 
 /// Five steps of runs side by side; `of` gives the batch of a step.
-fn trained(base: &Base, runs: &[Run], threads: usize, batches: &[Arc<Batch>]) -> Vec<Delta> {
-    let mut trainer = trainer::<f32>(base, runs, threads);
+fn trained<P: Precision>(base: &Base, runs: &[Run], threads: usize, batches: &[Arc<Batch>]) -> Vec<Delta> {
+    let mut trainer = trainer::<P>(base, runs, threads);
     for _ in 0..5 {
         trainer.step(batches, DROPOUT, &vec![Some(RULE); runs.len()]).unwrap();
     }
@@ -235,6 +236,11 @@ fn trained(base: &Base, runs: &[Run], threads: usize, batches: &[Arc<Batch>]) ->
 
 #[test]
 fn runs_trained_as_groups_get_the_bits_they_get_alone_with_one_thread_or_two() {
+    groups_equal_runs_alone::<F32>();
+    groups_equal_runs_alone::<Bf16>();
+}
+
+fn groups_equal_runs_alone<P: Precision>() {
     for pooler in [true, false] {
         let base = base(pooler);
         let n_outputs = [2, 1, 3];
@@ -242,18 +248,79 @@ fn runs_trained_as_groups_get_the_bits_they_get_alone_with_one_thread_or_two() {
         // Enough sequences that a group's rows begin inside another's block of 64.
         let groups: Vec<usize> = (0..27).map(|s| s / 9).collect();
         let mixed = batch(&groups, &n_outputs);
-        let together = trained(&base, &runs, 2, &[Arc::new(mixed)]);
+        let together = trained::<P>(&base, &runs, 2, &[Arc::new(mixed)]);
         for g in 0..3 {
             let (mut own, mut index) = (Batch::new(), BTreeMap::new());
             for s in (0..27).filter(|s| s / 9 == g) {
                 push(&mut own, s, g, 0, n_outputs[g], &mut index);
             }
             for threads in [1, 2] {
-                let alone = trained(&base, &runs[g..=g], threads, &[Arc::new(own.clone())]);
+                let alone = trained::<P>(&base, &runs[g..=g], threads, &[Arc::new(own.clone())]);
                 assert!(alone[0] == together[g], "run {g} alone with {threads} threads, pooler {pooler}");
             }
         }
     }
+}
+
+/// Under every memory budget there is: the same gradients, and no more memory than allowed.
+#[test]
+fn layers_that_are_computed_again_give_the_same_bits_within_the_budget() {
+    recomputed_equals_kept::<F32>();
+    recomputed_equals_kept::<Bf16>();
+}
+
+/// Of a run whose backward goes through few layers or none, too, the budget holds.
+#[test]
+fn a_budget_counts_the_layers_that_keep_nothing() {
+    let base = Base::random(Config { num_hidden_layers: 6, ..base(true).config().clone() }, 5);
+    let layers = |from: &str| {
+        let mut some = biases(&base);
+        some.retain(|name, _| name.contains(from));
+        some
+    };
+    for requests in [BTreeMap::new(), layers("layer.5."), layers("layer.3.attention.self.query"), layers("layer.0.")] {
+        let mut run = run(&base, biases(&base), 80, 2);
+        run.start.changes.clear();
+        run.requests = requests;
+        within_budgets::<F32>(&base, &[run]);
+    }
+}
+
+fn recomputed_equals_kept<P: Precision>() {
+    let base = Base::random(Config { num_hidden_layers: 6, ..base(true).config().clone() }, 5);
+    let runs = [run(&base, biases(&base), 80, 2)];
+    let peaks = within_budgets::<P>(&base, &runs);
+    assert!(peaks[0] < peaks[1], "{peaks:?}: nothing was saved");
+}
+
+/// Gives the peaks at the least budget and without one.
+fn within_budgets<P: Precision>(base: &Base, runs: &[Run]) -> [usize; 2] {
+    // Long enough that activations outweigh what a step needs besides.
+    let mut long = Batch::new();
+    for s in 0..6u32 {
+        let ids: Vec<u32> = (0..19).map(|i| (s * 7 + i * 3) % base.config().vocab_size as u32).collect();
+        let key = DropoutKey { seed: 1, step: 0, index: s };
+        long.push(&ids, &[0; 19], 0, key, Some(Target::Class(s % 2)));
+    }
+    let batch = [Arc::new(long)];
+    let step = |memory_budget: Option<usize>| {
+        let cpu = Cpu::<P>::new(arithmetic(base.config()), 1).unwrap();
+        let mut trainer = Runtime::new(cpu, base).unwrap().train(runs, memory_budget).unwrap();
+        trainer.accumulate(&batch, DROPOUT).map(|loss| (loss, trainer.gradients(0), trainer.peak_bytes()))
+    };
+    let (loss, gradients, most) = step(None).unwrap();
+    let Err(Error::Usage(message)) = step(Some(1)) else { panic!("a budget of one byte") };
+    let least: usize = message.split_once("needs ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    assert!(step(Some(least - 1)).is_err());
+    let mut peaks = Vec::new();
+    for budget in [least, least.midpoint(most.max(least)), 2 * most.max(least)] {
+        let (again, found, peak) = step(Some(budget)).unwrap();
+        assert!(again == loss && found == gradients, "within {budget} bytes");
+        assert!(peak <= budget, "{peak} bytes of {budget}");
+        peaks.push(peak);
+    }
+    assert_eq!(peaks[2], most);
+    [peaks[0], most]
 }
 
 #[test]
@@ -265,7 +332,7 @@ fn micro_batches_count_as_one_batch() {
     (0..3).for_each(|s| push(&mut first, s, 0, 0, 2, &mut index));
     (3..6).for_each(|s| push(&mut second, s, 0, 0, 2, &mut index));
     let gradients = |batches: &[Arc<Batch>]| {
-        let mut t = trainer::<f64>(&base, &runs, 1);
+        let mut t = trainer::<F64>(&base, &runs, 1);
         let loss = t.accumulate(batches, DROPOUT).unwrap()[0];
         (loss, t.gradients(0))
     };
@@ -284,13 +351,13 @@ fn a_run_goes_on_from_its_values_and_moments_to_the_same_bits() {
     for requests in [biases(&base), everything(&base)] {
         let start = run(&base, requests, 80, 2);
         let batches = [Arc::new(batch(&[0; 6], &[2]))];
-        let step = |t: &mut Trainer<Cpu<f32>>| t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
-        let mut through = trainer::<f32>(&base, std::slice::from_ref(&start), 1);
+        let step = |t: &mut Trainer<Cpu<F32>>| t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
+        let mut through = trainer::<F32>(&base, std::slice::from_ref(&start), 1);
         (0..4).for_each(|_| drop(step(&mut through)));
-        let mut first = trainer::<f32>(&base, std::slice::from_ref(&start), 1);
+        let mut first = trainer::<F32>(&base, std::slice::from_ref(&start), 1);
         (0..2).for_each(|_| drop(step(&mut first)));
         let (values, moments) = (first.delta(0), first.moments(0));
-        let mut second = trainer::<f32>(&base, &[Run { start: values, ..start }], 2);
+        let mut second = trainer::<F32>(&base, &[Run { start: values, ..start }], 2);
         second.restore(0, &moments).unwrap();
         (0..2).for_each(|_| drop(step(&mut second)));
         assert!(through.delta(0) == second.delta(0) && through.moments(0) == second.moments(0));
@@ -300,14 +367,14 @@ fn a_run_goes_on_from_its_values_and_moments_to_the_same_bits() {
 #[test]
 fn frozen_weights_are_untouched_by_a_run_of_biases_and_shared_ones_by_a_run_of_weights() {
     let base = base(true);
-    let cpu = Cpu::<f32>::new(arithmetic(base.config()), 1).unwrap();
+    let cpu = Cpu::<F32>::new(arithmetic(base.config()), 1).unwrap();
     let runtime = Runtime::new(cpu, &base).unwrap();
     let batches = [Arc::new(batch(&[0; 6], &[2]))];
-    let mut biased = runtime.train(&[run(&base, biases(&base), 90, 2)]).unwrap();
+    let mut biased = runtime.train(&[run(&base, biases(&base), 90, 2)], None).unwrap();
     let before = biased.weights_hash();
     biased.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
     assert_eq!(before, biased.weights_hash());
-    let mut whole = runtime.train(&[run(&base, everything(&base), 90, 2)]).unwrap();
+    let mut whole = runtime.train(&[run(&base, everything(&base), 90, 2)], None).unwrap();
     whole.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
     assert_ne!(before, whole.weights_hash());
     assert_eq!(before, biased.weights_hash());
@@ -316,7 +383,7 @@ fn frozen_weights_are_untouched_by_a_run_of_biases_and_shared_ones_by_a_run_of_w
 #[test]
 fn buffers_are_reused_from_step_to_step() {
     let base = base(true);
-    let mut t = trainer::<f32>(&base, &[run(&base, biases(&base), 5, 2)], 1);
+    let mut t = trainer::<F32>(&base, &[run(&base, biases(&base), 5, 2)], 1);
     let batches = [Arc::new(batch(&[0; 6], &[2]))];
     t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
     let peak = t.peak_bytes();

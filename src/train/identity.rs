@@ -8,6 +8,7 @@ use crate::base::Base;
 use crate::base::hex;
 use crate::base::problem::Problem;
 use crate::data::{Dataset, Example};
+use crate::device::PrecisionName;
 use crate::device::batch::Target;
 use crate::error::{Error, Result};
 
@@ -19,12 +20,18 @@ pub struct Identity(Map<String, Value>);
 const DEV_ROWS: &str = "dev rows";
 
 impl Identity {
-    /// Of a run of `config` on `train`, evaluated on `dev` (split and rows).
+    /// Of a run of `config` on `train` in a precision, evaluated on `dev` (split and rows).
     ///
     /// # Errors
     ///
     /// Where the base has no tokenizer.
-    pub fn of(base: &Base, config: &TrainConfig, train: &Dataset, dev: &[(String, Dataset)]) -> Result<Self> {
+    pub fn of(
+        base: &Base,
+        precision: PrecisionName,
+        config: &TrainConfig,
+        train: &Dataset,
+        dev: &[(String, Dataset)],
+    ) -> Result<Self> {
         let labels = match &train.problem {
             Problem::Classes(labels) => json!(labels),
             Problem::Value => Value::Null,
@@ -32,6 +39,10 @@ impl Identity {
         let mut all = Map::new();
         all.insert("base".into(), base.fingerprint().into());
         all.insert("tokenizer".into(), base.tokenizer()?.fingerprint().into());
+        // Runs of f32, the only precision at first, keep the digest they had.
+        if precision != PrecisionName::F32 {
+            all.insert("precision".into(), precision.to_string().into());
+        }
         all.insert("task".into(), train.name.as_str().into());
         all.insert("problem".into(), train.problem.name().into());
         all.insert("labels".into(), labels);

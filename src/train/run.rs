@@ -36,6 +36,8 @@ pub struct Job<'a> {
     pub out: &'a Path,
     /// What to do where it already holds a run.
     pub existing: Existing,
+    /// The most bytes that a step's activations may take; it changes no result. See [`Encoder::trainer_within`].
+    pub memory_budget: Option<usize>,
 }
 
 /// What happens in a run, as it happens.
@@ -100,7 +102,7 @@ pub struct Outcome {
 /// Rows or settings that do not fit the base or each other, a folder that cannot be used as asked, a resume with other
 /// settings or data, [`Error::Interrupted`], [`Error::Diverged`], [`Error::Audit`], and whatever device and disk report.
 pub fn run(encoder: &Encoder, job: &Job, on_event: &mut dyn FnMut(Event), stop: &AtomicBool) -> Result<Outcome> {
-    run_with(encoder, job, on_event, stop, &|run| encoder.trainer(std::slice::from_ref(run)))
+    run_with(encoder, job, on_event, stop, &|run| encoder.trainer_within(std::slice::from_ref(run), job.memory_budget))
 }
 
 /// [`run`], over a trainer that the caller makes: how a test breaks a gradient on purpose.
@@ -117,7 +119,7 @@ pub(super) fn run_with(
     let (base, config) = (encoder.base(), job.config);
     let limit = config.limit.unwrap_or(usize::MAX).min(job.train.examples.len());
     let train = job.train.with(job.train.examples[..limit].to_vec());
-    let identity = Identity::of(base, config, &train, job.dev)?;
+    let identity = Identity::of(base, encoder.precision(), config, &train, job.dev)?;
     let mut run = start(base, &config.selection, train.problem.n_outputs(), config.seed)?;
 
     let state_path = folder.state();
@@ -234,7 +236,7 @@ mod tests {
     use crate::base::Base;
     use crate::base::delta::Delta;
     use crate::data::{Example, Metric};
-    use crate::device::DeviceName;
+    use crate::device::Placement;
     use crate::device::batch::Batch;
     use crate::device::ops::Dropout;
     use crate::encoder::{Moments, Report, Rule};
@@ -300,12 +302,21 @@ mod tests {
 
     fn run_broken(cut: &'static str, changed: bool) -> (Result<Outcome>, bool) {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
-        let encoder = Encoder::new(&Base::from_folder(&tiny).unwrap(), DeviceName::Cpu, 1).unwrap();
+        let encoder =
+            Encoder::new(&Base::from_folder(&tiny).unwrap(), Placement { n_threads: 1, ..Placement::default() })
+                .unwrap();
         let config = Options { epochs: 1, ..Options::default() }.check(encoder.base()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("run");
         let (train, dev) = (rows(), [("dev".to_string(), rows())]);
-        let job = Job { config: &config, train: &train, dev: &dev, out: &out, existing: Existing::Refuse };
+        let job = Job {
+            config: &config,
+            train: &train,
+            dev: &dev,
+            out: &out,
+            existing: Existing::Refuse,
+            memory_budget: None,
+        };
         let trainer = |run: &Run| -> Result<Box<dyn Training>> {
             Ok(Box::new(Broken { inner: encoder.trainer(std::slice::from_ref(run))?, cut, changed }))
         };

@@ -3,9 +3,10 @@
 
 use rayon::prelude::*;
 
-use super::Cpu;
 use super::buffer::Vectors;
+use super::precision::Precision;
 use super::real::{Real, dot};
+use super::{Cpu, Three};
 use crate::device::ops::{AdamW, Trained};
 
 /// Entries that one task takes; sums over an entry's block have one order whatever the threads.
@@ -14,10 +15,10 @@ const BLOCK: usize = 1 << 14;
 /// What `clip_grad_norm_` adds to the norm before it divides.
 const CLIP_EPSILON: f64 = 1e-6;
 
-impl<R: Real> Cpu<R> {
-    pub(super) fn squares(&self, grad: &Vectors<R>, rules: &[Option<AdamW>], sums: &mut Vectors<R>) {
+impl<P: Precision> Cpu<P> {
+    pub(super) fn squares(&self, grad: &Vectors<P::Real>, rules: &[Option<AdamW>], sums: &mut Vectors<P::Real>) {
         for (g, _) in rules.iter().enumerate().filter(|(_, rule)| rule.is_some()) {
-            let blocks: Vec<R> = grad
+            let blocks: Vec<P::Real> = grad
                 .of(g)
                 .par_chunks(BLOCK)
                 .map(|x| {
@@ -29,30 +30,30 @@ impl<R: Real> Cpu<R> {
                 })
                 .collect();
             let total: f64 = blocks.iter().map(|b| b.to_f64()).sum();
-            sums.data[g] += R::of(total);
+            sums.data[g] += P::Real::of(total);
         }
     }
 
     pub(super) fn adamw_step(
         &self,
         p: &mut Trained<Self>,
-        grad: &Vectors<R>,
-        squares: &Vectors<R>,
+        grad: &Vectors<P::Real>,
+        squares: &Vectors<P::Real>,
         rules: &[Option<AdamW>],
     ) {
         for (g, rule) in rules.iter().enumerate() {
             let Some(rule) = rule else { continue };
             let norm = squares.data[g].to_f64().sqrt();
             // As PyTorch: the factor is never above one, and a norm that is not finite is left to show itself.
-            let clip = R::of((rule.max_grad_norm / (norm + CLIP_EPSILON)).min(1.0));
-            let (b1, b2) = (R::of(rule.beta1), R::of(rule.beta2));
+            let clip = P::Real::of((rule.max_grad_norm / (norm + CLIP_EPSILON)).min(1.0));
+            let (b1, b2) = (P::Real::of(rule.beta1), P::Real::of(rule.beta2));
             // 1 - beta in f64, as PyTorch: in f32 the difference loses half of its digits.
-            let (rest1, rest2) = (R::of(1.0 - rule.beta1), R::of(1.0 - rule.beta2));
+            let (rest1, rest2) = (P::Real::of(1.0 - rule.beta1), P::Real::of(1.0 - rule.beta2));
             let steps = rule.step.min(i32::MAX as u64) as i32;
-            let rate = R::of(rule.learning_rate / (1.0 - rule.beta1.powi(steps)));
-            let root = R::of((1.0 - rule.beta2.powi(steps)).sqrt());
-            let decay = R::of(rule.learning_rate * rule.weight_decay);
-            let epsilon = R::of(rule.epsilon);
+            let rate = P::Real::of(rule.learning_rate / (1.0 - rule.beta1.powi(steps)));
+            let root = P::Real::of((1.0 - rule.beta2.powi(steps)).sqrt());
+            let decay = P::Real::of(rule.learning_rate * rule.weight_decay);
+            let epsilon = P::Real::of(rule.epsilon);
             let base = p.base.of(g);
             let (delta, grad) = (p.delta.of_mut(g), grad.of(g));
             let (m, v) = (p.m.of_mut(g), p.v.of_mut(g));
@@ -64,7 +65,7 @@ impl<R: Real> Cpu<R> {
                     self.arch.run(
                         (delta, m, v),
                         #[inline(always)]
-                        |(delta, m, v): (&mut [R], &mut [R], &mut [R])| {
+                        |(delta, m, v): Three<'_, P::Real>| {
                             for (((d, b), g), (m, v)) in
                                 delta.iter_mut().zip(base).zip(grad).zip(m.iter_mut().zip(v.iter_mut()))
                             {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::real::Real;
+use super::lines::{Element, Line, Lines, lines_of};
 
 /// Which rows an activation has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,44 +17,37 @@ pub enum Space {
     Firsts,
 }
 
-struct State<R> {
-    free: HashMap<usize, Vec<Vec<R>>>,
+#[derive(Default)]
+struct State {
+    free: HashMap<usize, Vec<Vec<Line>>>,
     live: usize,
     peak: usize,
 }
 
-/// Free buffers by size. Clones share them.
-pub struct Pool<R>(Arc<Mutex<State<R>>>);
+/// Free buffers by size, whatever lay in them. Clones share them.
+#[derive(Clone, Default)]
+pub struct Pool(Arc<Mutex<State>>);
 
-impl<R> Clone for Pool<R> {
-    fn clone(&self) -> Self {
-        Pool(self.0.clone())
-    }
-}
-
-impl<R> Default for Pool<R> {
-    fn default() -> Self {
-        Pool(Arc::new(Mutex::new(State { free: HashMap::new(), live: 0, peak: 0 })))
-    }
-}
-
-impl<R: Real> Pool<R> {
-    fn state(&self) -> MutexGuard<'_, State<R>> {
+impl Pool {
+    fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves the lists whole: they change in single steps.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A buffer of `len` values, of any content, with room for `room`; buffers of equal room are shared.
-    pub fn take(&self, len: usize, room: usize) -> Buffer<R> {
-        let room = room.max(len);
+    /// A buffer of `len` elements, of any content, with room for `room`; buffers of equal room are shared.
+    pub fn take<E: Element>(&self, len: usize, room: usize) -> Buffer<E> {
+        let lines = lines_of::<E>(room.max(len));
         let reused = {
             let mut state = self.state();
-            state.live += room;
+            state.live += lines;
             state.peak = state.peak.max(state.live);
-            state.free.get_mut(&room).and_then(Vec::pop)
+            state.free.get_mut(&lines).and_then(Vec::pop)
         };
-        let data = reused.unwrap_or_else(|| vec![R::ZERO; room]);
-        Buffer { data, len, pool: self.clone() }
+        let data = match reused {
+            Some(lines) => Lines::from_lines(lines, len),
+            None => Lines::with_room(len, lines),
+        };
+        Buffer { data, pool: self.clone() }
     }
 
     /// Drops all free buffers: after a larger batch than any before, those of the old size are of no use.
@@ -64,41 +57,42 @@ impl<R: Real> Pool<R> {
 
     /// The most bytes in use at once so far.
     pub fn peak_bytes(&self) -> usize {
-        self.state().peak * size_of::<R>()
+        self.state().peak * size_of::<Line>()
     }
 }
 
-/// Values on loan from a pool.
-pub struct Buffer<R: Real> {
-    data: Vec<R>,
-    len: usize,
-    pool: Pool<R>,
+/// Elements on loan from a pool.
+pub struct Buffer<E: Element> {
+    data: Lines<E>,
+    pool: Pool,
 }
 
-impl<R: Real> std::ops::Deref for Buffer<R> {
-    type Target = [R];
-    fn deref(&self) -> &[R] {
-        &self.data[..self.len]
+impl<E: Element> std::ops::Deref for Buffer<E> {
+    type Target = [E];
+    #[inline(always)]
+    fn deref(&self) -> &[E] {
+        &self.data
     }
 }
 
-impl<R: Real> std::ops::DerefMut for Buffer<R> {
-    fn deref_mut(&mut self) -> &mut [R] {
-        &mut self.data[..self.len]
+impl<E: Element> std::ops::DerefMut for Buffer<E> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [E] {
+        &mut self.data
     }
 }
 
-impl<R: Real> Drop for Buffer<R> {
+impl<E: Element> Drop for Buffer<E> {
     fn drop(&mut self) {
-        let data = std::mem::take(&mut self.data);
+        let lines = self.data.take_lines();
         let mut state = self.pool.state();
-        state.live -= data.len();
-        state.free.entry(data.len()).or_default().push(data);
+        state.live -= lines.len();
+        state.free.entry(lines.len()).or_default().push(lines);
     }
 }
 
 /// A matrix of activations, row-major.
-pub struct Mat<R: Real> {
+pub struct Mat<E: Element> {
     /// Rows.
     pub rows: usize,
     /// Columns.
@@ -106,19 +100,19 @@ pub struct Mat<R: Real> {
     /// Which rows these are.
     pub space: Space,
     /// The values.
-    pub data: Buffer<R>,
+    pub data: Buffer<E>,
 }
 
-impl<R: Real> Mat<R> {
+impl<E: Element> Mat<E> {
     /// Row `i`.
     #[inline(always)]
-    pub fn row(&self, i: usize) -> &[R] {
+    pub fn row(&self, i: usize) -> &[E] {
         &self.data[i * self.cols..][..self.cols]
     }
 
     /// Row `i`.
     #[inline(always)]
-    pub fn row_mut(&mut self, i: usize) -> &mut [R] {
+    pub fn row_mut(&mut self, i: usize) -> &mut [E] {
         &mut self.data[i * self.cols..][..self.cols]
     }
 }
@@ -134,7 +128,7 @@ pub struct Vectors<R> {
     pub data: Vec<R>,
 }
 
-impl<R: Real> Vectors<R> {
+impl<R> Vectors<R> {
     /// The vector of group `g`, or the one that all share.
     #[inline(always)]
     pub fn of(&self, g: usize) -> &[R] {
@@ -150,7 +144,7 @@ impl<R: Real> Vectors<R> {
     }
 }
 
-/// A matrix that outlives steps: a weight (out, in), or a table (rows, hidden).
+/// A table that outlives steps, (rows, hidden).
 #[derive(Debug, Clone)]
 pub struct Matrix<R> {
     /// Rows.
@@ -161,7 +155,7 @@ pub struct Matrix<R> {
     pub data: Vec<R>,
 }
 
-impl<R: Real> Matrix<R> {
+impl<R> Matrix<R> {
     /// Row `i`.
     #[inline(always)]
     pub fn row(&self, i: usize) -> &[R] {

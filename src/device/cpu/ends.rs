@@ -4,18 +4,24 @@
 use std::collections::HashMap;
 
 use super::buffer::{Mat, Matrix, Space, Vectors};
-use super::product::{Into, View, product};
+use super::precision::{Precision, Stored};
+use super::product::layout::Layout;
+use super::product::panels::Rows;
 use super::real::{Real, dot};
 use super::weights::Weight;
-use super::{Cpu, multipliers};
+use super::{Act, Cpu, Stream, multipliers};
 use crate::device::batch::Target;
 use crate::device::ops::{Affine, At, Classifier, Loss, Norm, Site, Sum, Tables, Want};
 
 const EMBEDDINGS: Site = Site { layer: 0, at: At::Embeddings };
 const POOLED: Site = Site { layer: 0, at: At::Pooled };
 
-impl<R: Real> Cpu<R> {
-    pub(super) fn embed_forward(&self, tables: Tables<&Matrix<R>>, ln: Affine<Self>) -> (Mat<R>, Norm<Self>) {
+impl<P: Precision> Cpu<P> {
+    pub(super) fn embed_forward(
+        &self,
+        tables: Tables<&Matrix<P::Stored>>,
+        ln: Affine<Self>,
+    ) -> (Stream<P>, Norm<Self>) {
         let (ids, types) = (self.batch.ids(), self.batch.type_ids());
         self.norm_embeddings(
             tables.word.cols,
@@ -27,7 +33,7 @@ impl<R: Real> Cpu<R> {
                 let position = tables.position.row(row.position);
                 let token_type = tables.token_type.row(types[i] as usize);
                 for (((z, w), p), t) in z.iter_mut().zip(word).zip(position).zip(token_type) {
-                    *z = *w + *p + *t;
+                    *z = w.load() + p.load() + t.load();
                 }
             },
         )
@@ -35,57 +41,61 @@ impl<R: Real> Cpu<R> {
 
     pub(super) fn embed_backward(
         &self,
-        dx: Mat<R>,
+        dx: Stream<P>,
         n: Option<Norm<Self>>,
-        gamma: &Vectors<R>,
+        gamma: &Vectors<P::Real>,
         tables: Option<&mut Tables<Want<Self>>>,
-        dgamma: Sum<Vectors<R>>,
-        dbeta: Sum<Vectors<R>>,
+        dgamma: Sum<Vectors<P::Real>>,
+        dbeta: Sum<Vectors<P::Real>>,
     ) {
         let dz = self.norm_embeddings_back(dx, n, gamma, EMBEDDINGS, dgamma, dbeta);
         let Some(tables) = tables else { return };
         let positions: Vec<u32> = (0..dz.rows).map(|i| self.place(Space::Tokens, i).position as u32).collect();
-        scatter_rows(&dz, self.batch.ids(), &mut tables.word);
-        scatter_rows(&dz, &positions, &mut tables.position);
-        scatter_rows(&dz, self.batch.type_ids(), &mut tables.token_type);
+        scatter_rows::<P>(&dz, self.batch.ids(), &mut tables.word);
+        scatter_rows::<P>(&dz, &positions, &mut tables.position);
+        scatter_rows::<P>(&dz, self.batch.type_ids(), &mut tables.token_type);
     }
 
     /// tanh(x W' + b[g]) of first rows.
-    pub(super) fn pool_forward(&self, x: &Mat<R>, w: &[&Weight<R>], b: &Vectors<R>) -> Mat<R> {
+    pub(super) fn pool_forward(&self, x: &Stream<P>, w: &[&Weight<P>], b: &Vectors<P::Real>) -> Act<P> {
         let h = x.cols;
         let mut pooled = self.mat(Space::Firsts, h);
         for (rows, w) in self.rows_by_pooler(w) {
-            let (x, y) = (&x.data[rows.start * h..rows.end * h], &mut pooled.data[rows.start * h..rows.end * h]);
-            product(y, h, Into::Store, View::new(x, rows.len(), h), w.for_forward(), self.n_threads());
-        }
-        for i in 0..pooled.rows {
-            let g = self.place(Space::Firsts, i).group;
-            for (p, b) in pooled.row_mut(i).iter_mut().zip(b.of(g)) {
-                *p = (*p + *b).tanh();
-            }
+            let y = Rows { data: &mut pooled.data[rows.start * h..rows.end * h], stride: h };
+            let read = |i: usize, to: &mut [P::Real]| to.copy_from_slice(x.row(rows.start + i));
+            w.for_forward().multiply(self.arch, rows.len(), read, y, |i, col, y: &mut [P::Stored], sums| {
+                let b = &b.of(self.place(Space::Firsts, rows.start + i).group)[col..];
+                for ((y, sum), b) in y.iter_mut().zip(sums).zip(b) {
+                    *y = P::Stored::store((*sum + *b).tanh());
+                }
+            });
         }
         pooled
     }
 
     pub(super) fn pool_backward(
         &self,
-        mut dp: Mat<R>,
-        pooled: Mat<R>,
-        x: Option<&Mat<R>>,
-        w: &[&Weight<R>],
+        mut dp: Stream<P>,
+        pooled: Act<P>,
+        x: Option<&Stream<P>>,
+        w: &[&Weight<P>],
         want: &mut Want<Self>,
-        db: Sum<Vectors<R>>,
-    ) -> Mat<R> {
+        db: Sum<Vectors<P::Real>>,
+    ) -> Stream<P> {
         let h = dp.cols;
         for (d, p) in dp.data.iter_mut().zip(pooled.data.iter()) {
-            *d *= R::ONE - *p * *p;
+            let p = p.load();
+            *d *= P::Real::ONE - p * p;
         }
         self.column_sums(&dp, db);
-        let mut dx = pooled;
+        let mut dx = self.mat(Space::Firsts, h);
         for (k, (rows, w)) in self.rows_by_pooler(w).into_iter().enumerate() {
             let span = rows.start * h..rows.end * h;
-            let d = View::new(&dp.data[span.clone()], rows.len(), h);
-            product(&mut dx.data[span.clone()], h, Into::Store, d, w.for_backward(), self.n_threads());
+            let y = Rows { data: &mut dx.data[span.clone()], stride: h };
+            let read = |i: usize, to: &mut [P::Real]| to.copy_from_slice(dp.row(rows.start + i));
+            w.for_backward().multiply(self.arch, rows.len(), read, y, |_, _, y: &mut [P::Real], sums| {
+                y.copy_from_slice(sums);
+            });
             if let Some(x) = x {
                 self.grad_of((&dp.data[span.clone()], h), (&x.data[span], h), k, want);
             }
@@ -94,7 +104,7 @@ impl<R: Real> Cpu<R> {
     }
 
     /// The sequences that each pooler reads: all, where one is shared.
-    fn rows_by_pooler<'w>(&self, w: &[&'w Weight<R>]) -> Vec<(std::ops::Range<usize>, &'w Weight<R>)> {
+    fn rows_by_pooler<'w>(&self, w: &[&'w Weight<P>]) -> Vec<(std::ops::Range<usize>, &'w Weight<P>)> {
         match w {
             [shared] => vec![(0..self.batch.n_sequences(), *shared)],
             own => self.rows_by_group(Space::Firsts).into_iter().zip(own.iter().copied()).collect(),
@@ -102,17 +112,17 @@ impl<R: Real> Cpu<R> {
     }
 
     /// M * pooled of row `i`.
-    fn dropped(&self, pooled: &Mat<R>, i: usize) -> Vec<R> {
-        let mut m = vec![R::ONE; pooled.cols];
+    fn dropped(&self, pooled: &Act<P>, i: usize) -> Vec<P::Real> {
+        let mut m = vec![P::Real::ONE; pooled.cols];
         if let Some(mask) = self.mask(self.place(Space::Firsts, i), 0, POOLED) {
             multipliers(&mask, &mut m);
         }
-        m.iter().zip(pooled.row(i)).map(|(m, p)| *m * *p).collect()
+        m.iter().zip(pooled.row(i)).map(|(m, p)| *m * p.load()).collect()
     }
 
-    pub(super) fn classify_forward(&self, pooled: &Mat<R>, c: &Classifier<Self>) -> Mat<R> {
+    pub(super) fn classify_forward(&self, pooled: &Act<P>, c: &Classifier<Self>) -> Stream<P> {
         let (h, widest) = (pooled.cols, c.bias.n);
-        let mut logits = self.zeros(Space::Firsts, widest);
+        let mut logits: Stream<P> = self.zeros(Space::Firsts, widest);
         for i in 0..pooled.rows {
             let g = self.place(Space::Firsts, i).group;
             let x = self.dropped(pooled, i);
@@ -125,30 +135,31 @@ impl<R: Real> Cpu<R> {
     }
 
     /// Cross entropy or squared error; the gradient of the logits over the logits.
-    pub(super) fn loss_of(&self, mut logits: Mat<R>, n_outputs: &[usize], loss: &[Loss]) -> (Mat<R>, Mat<R>) {
+    pub(super) fn loss_of(&self, mut logits: Stream<P>, n_outputs: &[usize], loss: &[Loss]) -> (Stream<P>, Stream<P>) {
         let groups = self.batch.n_groups();
-        let mut losses = Mat { rows: groups, cols: 1, space: Space::Firsts, data: self.pool.take(groups, groups) };
-        losses.data.fill(R::ZERO);
+        let mut losses: Stream<P> =
+            Mat { rows: groups, cols: 1, space: Space::Firsts, data: self.pool.take(groups, groups) };
+        losses.data.fill(P::Real::ZERO);
         for i in 0..logits.rows {
             let g = self.place(Space::Firsts, i).group;
-            let scale = R::of(f64::from(loss[g].scale));
+            let scale = P::Real::of(f64::from(loss[g].scale));
             let z = &mut logits.row_mut(i)[..n_outputs[g]];
             match self.batch.targets()[i] {
                 Some(Target::Class(class)) => {
                     let top = z.iter().fold(z[0], |top, z| top.max(*z));
-                    let lse = top + z.iter().map(|z| (*z - top).exp()).sum::<R>().ln();
+                    let lse = top + z.iter().map(|z| (*z - top).exp()).sum::<P::Real>().ln();
                     losses.data[g] += scale * (lse - z[class as usize]);
                     for (k, z) in z.iter_mut().enumerate() {
-                        let hit = if k == class as usize { R::ONE } else { R::ZERO };
+                        let hit = if k == class as usize { P::Real::ONE } else { P::Real::ZERO };
                         *z = scale * ((*z - lse).exp() - hit);
                     }
                 }
                 Some(Target::Value(value)) => {
-                    let error = z[0] - R::of(f64::from(value));
+                    let error = z[0] - P::Real::of(f64::from(value));
                     losses.data[g] += scale * error * error;
-                    z[0] = scale * R::of(2.0) * error;
+                    z[0] = scale * P::Real::of(2.0) * error;
                 }
-                None => z.fill(R::ZERO),
+                None => z.fill(P::Real::ZERO),
             }
         }
         (losses, logits)
@@ -156,14 +167,14 @@ impl<R: Real> Cpu<R> {
 
     pub(super) fn classify_backward(
         &self,
-        dlogits: Mat<R>,
-        pooled: &Mat<R>,
+        dlogits: Stream<P>,
+        pooled: &Act<P>,
         c: &Classifier<Self>,
-        dw: &mut Vectors<R>,
-        db: &mut Vectors<R>,
-    ) -> Mat<R> {
+        dw: &mut Vectors<P::Real>,
+        db: &mut Vectors<P::Real>,
+    ) -> Stream<P> {
         let h = pooled.cols;
-        let mut dp = self.zeros(Space::Firsts, h);
+        let mut dp: Stream<P> = self.zeros(Space::Firsts, h);
         for i in 0..pooled.rows {
             let row = self.place(Space::Firsts, i);
             let x = self.dropped(pooled, i);
@@ -178,7 +189,7 @@ impl<R: Real> Cpu<R> {
                 }
             }
             if let Some(mask) = self.mask(row, 0, POOLED) {
-                let mut m = vec![R::ONE; h];
+                let mut m = vec![P::Real::ONE; h];
                 multipliers(&mask, &mut m);
                 for (dp, m) in dp.row_mut(i).iter_mut().zip(&m) {
                     *dp *= *m;
@@ -190,7 +201,7 @@ impl<R: Real> Cpu<R> {
 }
 
 /// Adds row `i` of `dz` to row `to[i]` of a table's gradient, in order of the rows.
-fn scatter_rows<R: Real>(dz: &Mat<R>, to: &[u32], want: &mut Want<Cpu<R>>) {
+fn scatter_rows<P: Precision>(dz: &Stream<P>, to: &[u32], want: &mut Want<Cpu<P>>) {
     let h = dz.cols;
     match want {
         Want::Nothing => {}

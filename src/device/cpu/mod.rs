@@ -1,4 +1,4 @@
-//! The CPU: every op in plain loops over safe slices, and one product.
+//! The CPU: every op in loops over safe slices, and the products of `product`.
 //!
 //! One text for f32, in which it works, and for f64, in which tests hold the same text to finite differences. Loops
 //! over rows are compiled for the widest instruction set of the processor at run time (`simd`); their sums run in
@@ -8,11 +8,14 @@
 //! `buffer` holds the memory, `real` the arithmetic of a number, `step` the trait of ops; the other files are what it
 //! is made of.
 
+mod activation;
 mod adamw;
 mod attention;
 mod buffer;
 mod ends;
+mod lines;
 mod norm;
+mod precision;
 mod product;
 mod real;
 mod simd;
@@ -20,36 +23,51 @@ mod step;
 mod sums;
 mod weights;
 
-use std::sync::Arc;
+use std::marker::PhantomData;
+use std::sync::{Arc, Barrier};
+use std::time::Instant;
 
+use lines::Element;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use simd::Arch;
+pub use simd::Arch;
 
+use super::PrecisionName;
 use super::batch::Batch;
 use super::ops::{Arithmetic, Device, Dropout, Site};
 use super::philox::MaskRow;
 use crate::error::{Error, Result};
 
 pub use buffer::{Buffer, Mat, Matrix, Pool, Space, Vectors};
+pub use precision::{Bf16, F32, F64, Int8, Precision, Stored};
 pub use real::Real;
 pub use weights::Weight;
+
+use product::layout::Layout;
 
 /// Rows that one task of a row-wise loop takes: enough to outweigh handing it out.
 const CHUNK: usize = 32;
 
 /// A context on the CPU: threads, a pool of buffers, and the batch of the step at hand.
-pub struct Cpu<R: Real> {
+pub struct Cpu<P: Precision> {
     threads: Arc<ThreadPool>,
     arch: Arch,
     arithmetic: Arithmetic,
-    pool: Pool<R>,
+    pool: Pool,
     /// Token rows that buffers are sized for.
     room: usize,
     batch: Arc<Batch>,
     dropout: Dropout,
     /// The sequence of each token row.
     sequence: Vec<u32>,
+    precision: PhantomData<P>,
 }
+
+/// Activations, as they are kept.
+type Act<P> = Mat<<P as Precision>::Stored>;
+/// Rows at full width.
+type Stream<P> = Mat<<P as Precision>::Real>;
+/// What a loop over three arrays writes to.
+type Three<'a, R> = (&'a mut [R], &'a mut [R], &'a mut [R]);
 
 /// Where a row stands.
 #[derive(Clone, Copy)]
@@ -59,7 +77,7 @@ struct Row {
     position: usize,
 }
 
-impl<R: Real> Cpu<R> {
+impl<P: Precision> Cpu<P> {
     /// A context with `n_threads` threads of its own; 0 means one a core.
     ///
     /// # Errors
@@ -70,19 +88,20 @@ impl<R: Real> Cpu<R> {
             ThreadPoolBuilder::new().num_threads(n_threads).thread_name(|i| format!("bitfit-{i}")).build().map_err(
                 |e| Error::Device(format!("cannot start {n_threads} threads: {e}; ask for fewer with --threads")),
             )?;
-        Ok(Self::with(arithmetic, Arc::new(threads)))
+        Ok(Self::with(Arch::chosen()?, arithmetic, Arc::new(threads)))
     }
 
-    fn with(arithmetic: Arithmetic, threads: Arc<ThreadPool>) -> Self {
+    fn with(arch: Arch, arithmetic: Arithmetic, threads: Arc<ThreadPool>) -> Self {
         Cpu {
             threads,
-            arch: Arch::detect(),
+            arch,
             arithmetic,
             pool: Pool::default(),
             room: 0,
             batch: Arc::new(Batch::new()),
             dropout: Dropout::NONE,
             sequence: Vec::new(),
+            precision: PhantomData,
         }
     }
 
@@ -91,16 +110,16 @@ impl<R: Real> Cpu<R> {
     }
 
     /// A buffer of any content.
-    fn mat(&self, space: Space, cols: usize) -> Mat<R> {
+    fn mat<E: Element>(&self, space: Space, cols: usize) -> Mat<E> {
         let rows = self.rows(space);
         // Numbers of rows vary from step to step; buffers of a few sizes serve them all.
         let room = if space == Space::Tokens { self.room } else { rows.next_power_of_two() };
         Mat { rows, cols, space, data: self.pool.take(rows * cols, room * cols) }
     }
 
-    fn zeros(&self, space: Space, cols: usize) -> Mat<R> {
+    fn zeros<E: Element>(&self, space: Space, cols: usize) -> Mat<E> {
         let mut m = self.mat(space, cols);
-        m.data.fill(R::ZERO);
+        m.data.fill(E::zeroed());
         m
     }
 
@@ -132,6 +151,46 @@ impl<R: Real> Cpu<R> {
     }
 }
 
+/// Multiplications and additions a second that `n_threads` threads of this processor can do at most in a precision,
+/// measured on registers; `None` where the compiler chooses the instructions.
+///
+/// # Errors
+///
+/// Where `$BITFIT_CPU` names what this processor cannot run.
+pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
+    let arch = Arch::chosen()?;
+    let spin = |rounds| match precision {
+        PrecisionName::F32 => f32::tile(arch).and_then(|tile| tile.spin(rounds)),
+        PrecisionName::Bf16 => product::layout::spin_bf16(arch, rounds),
+        PrecisionName::Int8 => product::layout::spin_int8(arch, rounds),
+    };
+    // Clocks rise under load, and others take turns: the best of a few windows in which all threads run.
+    let (windows, rounds) = (20, 200_000);
+    let barrier = Barrier::new(n_threads);
+    let began = Instant::now();
+    let all: Vec<Vec<(f64, f64, Option<f64>)>> = std::thread::scope(|scope| {
+        let one = || {
+            let window = |_| {
+                barrier.wait();
+                let from = began.elapsed().as_secs_f64();
+                let operations = spin(rounds);
+                (from, began.elapsed().as_secs_f64(), operations)
+            };
+            (0..windows).map(window).collect()
+        };
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let rate = |w: usize| {
+        let of = || all.iter().map(|windows: &Vec<_>| windows[w]);
+        let first = of().map(|(from, ..)| from).fold(f64::INFINITY, f64::min);
+        let last = of().map(|(_, to, _)| to).fold(0.0, f64::max);
+        let operations: Option<f64> = of().map(|(.., operations)| operations).sum();
+        operations.map(|n| n / (last - first))
+    };
+    Ok((0..windows).filter_map(rate).reduce(f64::max))
+}
+
 /// Writes a mask's multipliers, 0 or the scale, over `out`.
 #[inline(always)]
 fn multipliers<R: Real>(mask: &MaskRow, out: &mut [R]) {
@@ -148,17 +207,20 @@ fn multipliers<R: Real>(mask: &MaskRow, out: &mut [R]) {
     );
 }
 
-impl<R: Real> Device for Cpu<R> {
-    type Stream = Mat<R>;
-    type Act = Mat<R>;
-    type Rows = Mat<R>;
-    type Weight = Weight<R>;
-    type Table = Matrix<R>;
-    type Params = Vectors<R>;
+impl<P: Precision> Device for Cpu<P> {
+    type Stream = Mat<P::Real>;
+    type Act = Mat<P::Stored>;
+    type Rows = Mat<P::Real>;
+    type Weight = Weight<P>;
+    type Table = Matrix<P::Stored>;
+    type Params = Vectors<P::Real>;
     type Index = Vec<u64>;
 
+    const STREAM_BYTES: usize = size_of::<P::Real>();
+    const ACT_BYTES: usize = size_of::<P::Stored>();
+
     fn fork(&self) -> Self {
-        Self::with(self.arithmetic, self.threads.clone())
+        Self::with(self.arch, self.arithmetic, self.threads.clone())
     }
 
     fn run<T: Send>(&mut self, f: impl FnOnce(&mut Self) -> T + Send) -> T {
@@ -187,59 +249,60 @@ impl<R: Real> Device for Cpu<R> {
         self.pool.peak_bytes()
     }
 
-    fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Weight<R> {
-        Weight::new(n_out, n_in, &R::from_f32(values))
+    fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Weight<P> {
+        Weight::new(self.arch, n_out, n_in, &P::Real::from_f32(values))
     }
 
-    fn prepare_backward(&self, w: &Weight<R>) {
-        w.backward();
+    fn prepare_backward(&self, w: &Weight<P>) {
+        w.for_backward();
     }
 
-    fn table(&self, width: usize, values: Vec<f32>) -> Matrix<R> {
+    fn table(&self, width: usize, values: Vec<f32>) -> Matrix<P::Stored> {
         assert_eq!(values.len() % width, 0, "a table has whole rows");
-        Matrix { rows: values.len() / width, cols: width, data: R::from_f32(values) }
+        let data = values.iter().map(|v| P::Stored::store(P::Real::of(f64::from(*v)))).collect();
+        Matrix { rows: values.len() / width, cols: width, data }
     }
 
-    fn params(&self, rows: usize, values: &[f32]) -> Vectors<R> {
+    fn params(&self, rows: usize, values: &[f32]) -> Vectors<P::Real> {
         assert_eq!(values.len() % rows, 0, "vectors are of one length");
-        let data = values.iter().map(|v| R::of(f64::from(*v))).collect();
+        let data = values.iter().map(|v| P::Real::of(f64::from(*v))).collect();
         Vectors { rows, n: values.len() / rows, data }
     }
 
-    fn zeros(&self, rows: usize, n: usize) -> Vectors<R> {
-        Vectors { rows, n, data: vec![R::ZERO; rows * n] }
+    fn zeros(&self, rows: usize, n: usize) -> Vectors<P::Real> {
+        Vectors { rows, n, data: vec![P::Real::ZERO; rows * n] }
     }
 
     fn index(&self, positions: &[u64]) -> Vec<u64> {
         positions.to_vec()
     }
 
-    fn clear(&mut self, p: &mut Vectors<R>) {
-        p.data.fill(R::ZERO);
+    fn clear(&mut self, p: &mut Vectors<P::Real>) {
+        p.data.fill(P::Real::ZERO);
     }
 
-    fn visit_weight(&self, w: &Weight<R>, visit: &mut dyn FnMut(&[u8])) {
-        visit(R::bytes(w.as_laid_out()));
+    fn visit_weight(&self, w: &Weight<P>, visit: &mut dyn FnMut(&[u8])) {
+        w.for_forward().visit(visit);
     }
 
-    fn visit_table(&self, t: &Matrix<R>, visit: &mut dyn FnMut(&[u8])) {
-        visit(R::bytes(&t.data));
+    fn visit_table(&self, t: &Matrix<P::Stored>, visit: &mut dyn FnMut(&[u8])) {
+        visit(bytemuck::cast_slice(&t.data));
     }
 
-    fn read_params(&self, p: &Vectors<R>) -> Vec<f32> {
+    fn read_params(&self, p: &Vectors<P::Real>) -> Vec<f32> {
         to_f32(&p.data)
     }
 
-    fn read_rows(&self, r: &Mat<R>) -> Vec<f64> {
+    fn read_rows(&self, r: &Mat<P::Real>) -> Vec<f64> {
         r.data.iter().map(|v| v.to_f64()).collect()
     }
 
-    fn read_stream(&self, s: &Mat<R>) -> Vec<f32> {
+    fn read_stream(&self, s: &Mat<P::Real>) -> Vec<f32> {
         to_f32(&s.data)
     }
 
-    fn read_act(&self, a: &Mat<R>) -> Vec<f32> {
-        to_f32(&a.data)
+    fn read_act(&self, a: &Mat<P::Stored>) -> Vec<f32> {
+        a.data.iter().map(|v| v.load().to_f64() as f32).collect()
     }
 }
 

@@ -5,14 +5,15 @@
 
 use rayon::prelude::*;
 
-use super::buffer::{Mat, Space};
+use super::buffer::{Space, Vectors};
+use super::precision::{Precision, Stored};
 use super::real::{Real, lane_sum};
-use super::{CHUNK, Cpu, Row, multipliers};
+use super::{Act, CHUNK, Cpu, Row, Stream, multipliers};
 use crate::device::ops::{Affine, Norm, Site, Sum};
 
-/// x^ of `z` into `x_hat`; gives 1/sigma.
+/// h = gamma x^ + beta over `z`, made from the exact x^; x^ is kept as it is stored. Gives 1/sigma.
 #[inline(always)]
-fn normalise<R: Real>(z: &[R], epsilon: R, x_hat: &mut [R]) -> R {
+fn normalise<R: Real, E: Stored<R>>(z: &mut [R], epsilon: R, gamma: &[R], beta: &[R], x_hat: &mut [E]) -> R {
     let n = z.len();
     let count = R::of(n as f64);
     let mean = lane_sum(
@@ -26,23 +27,25 @@ fn normalise<R: Real>(z: &[R], epsilon: R, x_hat: &mut [R]) -> R {
         |j, s| (z[j] - mean).mul_add(z[j] - mean, s),
     ) / count;
     let r_sigma = R::ONE / (variance + epsilon).sqrt();
-    for (x, z) in x_hat.iter_mut().zip(z) {
-        *x = (*z - mean) * r_sigma;
+    for (((z, kept), g), b) in z.iter_mut().zip(x_hat).zip(gamma).zip(beta) {
+        let x = (*z - mean) * r_sigma;
+        *kept = E::store(x);
+        *z = x.mul_add(*g, *b);
     }
     r_sigma
 }
 
 /// gamma x^ + beta into `h`.
 #[inline(always)]
-fn scale_and_shift<R: Real>(x_hat: &[R], gamma: &[R], beta: &[R], h: &mut [R]) {
+fn scale_and_shift<R: Real, E: Stored<R>>(x_hat: &[E], gamma: &[R], beta: &[R], h: &mut [E]) {
     for (((h, x), g), b) in h.iter_mut().zip(x_hat).zip(gamma).zip(beta) {
-        *h = x.mul_add(*g, *b);
+        *h = E::store(x.load().mul_add(*g, *b));
     }
 }
 
 /// dz over dh.
 #[inline(always)]
-fn normalise_back<R: Real>(dh: &mut [R], x_hat: &[R], gamma: &[R], r_sigma: R) {
+fn normalise_back<R: Real, E: Stored<R>>(dh: &mut [R], x_hat: &[E], gamma: &[R], r_sigma: R) {
     let n = dh.len();
     let (x_hat, gamma, count) = (&x_hat[..n], &gamma[..n], R::of(n as f64));
     let mean = lane_sum(
@@ -53,27 +56,27 @@ fn normalise_back<R: Real>(dh: &mut [R], x_hat: &[R], gamma: &[R], r_sigma: R) {
     let mean_x = lane_sum(
         n,
         #[inline(always)]
-        |j, s| (dh[j] * gamma[j]).mul_add(x_hat[j], s),
+        |j, s| (dh[j] * gamma[j]).mul_add(x_hat[j].load(), s),
     ) / count;
     for j in 0..n {
-        dh[j] = r_sigma * (-x_hat[j]).mul_add(mean_x, dh[j] * gamma[j] - mean);
+        dh[j] = r_sigma * (-x_hat[j].load()).mul_add(mean_x, dh[j] * gamma[j] - mean);
     }
 }
 
 /// What a chunk of rows writes to: three matrices' rows, and room for a mask.
-type State<'c, R> = (&'c mut [R], &'c mut [R], &'c mut [R], &'c mut [R]);
+type State<'c, R, E> = (&'c mut [R], &'c mut [E], &'c mut [R], &'c mut [R]);
 
-impl<R: Real> Cpu<R> {
-    fn epsilon(&self) -> R {
-        R::of(self.arithmetic.layer_norm_eps)
+impl<P: Precision> Cpu<P> {
+    fn epsilon(&self) -> P::Real {
+        P::Real::of(self.arithmetic.layer_norm_eps)
     }
 
     /// Calls `f` for each row of up to three matrices of one row space, in chunks over the threads, with room for the
     /// row's mask.
     fn each_row(
         &self,
-        (x, x_hat, r_sigma): (&mut Mat<R>, &mut Mat<R>, &mut Mat<R>),
-        f: impl Fn(usize, Row, &mut [R], &mut [R], &mut R, &mut [R]) + Sync,
+        (x, x_hat, r_sigma): (&mut Stream<P>, &mut Act<P>, &mut Stream<P>),
+        f: impl Fn(usize, Row, &mut [P::Real], &mut [P::Stored], &mut P::Real, &mut [P::Real]) + Sync,
     ) {
         let (space, n) = (x.space, x.cols);
         x.data
@@ -82,12 +85,12 @@ impl<R: Real> Cpu<R> {
             .zip(r_sigma.data.par_chunks_mut(CHUNK))
             .enumerate()
             .for_each(|(chunk, ((x, x_hat), r_sigma))| {
-                let mut mask = self.pool.take(n, n);
+                let mut mask = self.pool.take::<P::Real>(n, n);
                 let state = (x, x_hat, r_sigma, &mut mask[..]);
                 self.arch.run(
                     state,
                     #[inline(always)]
-                    |(x, x_hat, r_sigma, mask): State<'_, R>| {
+                    |(x, x_hat, r_sigma, mask): State<'_, P::Real, P::Stored>| {
                         let rows = x.chunks_mut(n).zip(x_hat.chunks_mut(n)).zip(r_sigma);
                         for (i, ((x, x_hat), r)) in rows.enumerate() {
                             let i = chunk * CHUNK + i;
@@ -100,12 +103,12 @@ impl<R: Real> Cpu<R> {
 
     pub(super) fn norm_forward(
         &self,
-        mut x: Mat<R>,
-        a: Mat<R>,
-        b: &super::Vectors<R>,
+        mut x: Stream<P>,
+        a: Stream<P>,
+        b: &Vectors<P::Real>,
         ln: Affine<Self>,
         site: Site,
-    ) -> (Mat<R>, Norm<Self>) {
+    ) -> (Stream<P>, Norm<Self>) {
         let (mut x_hat, mut r_sigma) = (self.mat(x.space, x.cols), self.mat(x.space, 1));
         let epsilon = self.epsilon();
         self.each_row(
@@ -126,8 +129,7 @@ impl<R: Real> Cpu<R> {
                         }
                     }
                 }
-                *r = normalise(x, epsilon, x_hat);
-                scale_and_shift(x_hat, ln.gamma.of(row.group), ln.beta.of(row.group), x);
+                *r = normalise(x, epsilon, ln.gamma.of(row.group), ln.beta.of(row.group), x_hat);
             },
         );
         (x, Norm { x_hat, r_sigma })
@@ -136,14 +138,14 @@ impl<R: Real> Cpu<R> {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn norm_backward(
         &self,
-        mut dh: Mat<R>,
+        mut dh: Stream<P>,
         n: Norm<Self>,
-        gamma: &super::Vectors<R>,
+        gamma: &Vectors<P::Real>,
         site: Site,
-        db: Sum<super::Vectors<R>>,
-        dgamma: Sum<super::Vectors<R>>,
-        dbeta: Sum<super::Vectors<R>>,
-    ) -> (Mat<R>, Mat<R>) {
+        db: Sum<Vectors<P::Real>>,
+        dgamma: Sum<Vectors<P::Real>>,
+        dbeta: Sum<Vectors<P::Real>>,
+    ) -> (Stream<P>, Act<P>) {
         let Norm { mut x_hat, mut r_sigma } = n;
         self.column_sums(&dh, dbeta);
         self.sum_products(&dh, &x_hat, dgamma);
@@ -156,10 +158,14 @@ impl<R: Real> Cpu<R> {
                     Some(m) => {
                         multipliers(&m, mask);
                         for ((da, dz), m) in x_hat.iter_mut().zip(dh.iter()).zip(mask.iter()) {
-                            *da = *m * *dz;
+                            *da = P::Stored::store(*m * *dz);
                         }
                     }
-                    None => x_hat.copy_from_slice(dh),
+                    None => {
+                        for (da, dz) in x_hat.iter_mut().zip(dh.iter()) {
+                            *da = P::Stored::store(*dz);
+                        }
+                    }
                 }
             },
         );
@@ -168,7 +174,7 @@ impl<R: Real> Cpu<R> {
     }
 
     /// Column sums of the element-wise product of two matrices.
-    fn sum_products(&self, a: &Mat<R>, b: &Mat<R>, into: Option<&mut super::Vectors<R>>) {
+    fn sum_products(&self, a: &Stream<P>, b: &Act<P>, into: Option<&mut Vectors<P::Real>>) {
         self.sum_rows(
             a.space,
             a.cols,
@@ -176,22 +182,22 @@ impl<R: Real> Cpu<R> {
             #[inline(always)]
             |i, _, sums| {
                 for ((sum, a), b) in sums.iter_mut().zip(a.row(i)).zip(b.row(i)) {
-                    *sum = a.mul_add(*b, *sum);
+                    *sum = a.mul_add(b.load(), *sum);
                 }
             },
         );
     }
 
     /// M * (gamma x^ + beta), rebuilt.
-    pub(super) fn norm_again(&self, n: &Norm<Self>, ln: Affine<Self>, dropout: Option<Site>) -> Mat<R> {
+    pub(super) fn norm_again(&self, n: &Norm<Self>, ln: Affine<Self>, dropout: Option<Site>) -> Act<P> {
         let (space, cols) = (n.x_hat.space, n.x_hat.cols);
-        let mut h = self.mat(space, cols);
+        let mut h: Act<P> = self.mat(space, cols);
         h.data.par_chunks_mut(CHUNK * cols).enumerate().for_each(|(chunk, h)| {
-            let mut mask = self.pool.take(cols, cols);
+            let mut mask = self.pool.take::<P::Real>(cols, cols);
             self.arch.run(
                 (h, &mut mask[..]),
                 #[inline(always)]
-                |(h, mask): (&mut [R], &mut [R])| {
+                |(h, mask): (&mut [P::Stored], &mut [P::Real])| {
                     for (i, h) in h.chunks_mut(cols).enumerate() {
                         let i = chunk * CHUNK + i;
                         let row = self.place(space, i);
@@ -199,7 +205,7 @@ impl<R: Real> Cpu<R> {
                         if let Some(m) = dropout.and_then(|site| self.mask(row, 0, site)) {
                             multipliers(&m, mask);
                             for (h, m) in h.iter_mut().zip(mask.iter()) {
-                                *h *= *m;
+                                *h = P::Stored::store(h.load() * *m);
                             }
                         }
                     }
@@ -215,8 +221,8 @@ impl<R: Real> Cpu<R> {
         cols: usize,
         ln: Affine<Self>,
         site: Site,
-        gather: impl Fn(usize, Row, &mut [R]) + Sync,
-    ) -> (Mat<R>, Norm<Self>) {
+        gather: impl Fn(usize, Row, &mut [P::Real]) + Sync,
+    ) -> (Stream<P>, Norm<Self>) {
         let space = Space::Tokens;
         let (mut h, mut x_hat, mut r_sigma) = (self.mat(space, cols), self.mat(space, cols), self.mat(space, 1));
         let epsilon = self.epsilon();
@@ -225,8 +231,7 @@ impl<R: Real> Cpu<R> {
             #[inline(always)]
             |i, row, h, x_hat, r, mask| {
                 gather(i, row, h);
-                *r = normalise(h, epsilon, x_hat);
-                scale_and_shift(x_hat, ln.gamma.of(row.group), ln.beta.of(row.group), h);
+                *r = normalise(h, epsilon, ln.gamma.of(row.group), ln.beta.of(row.group), x_hat);
                 if let Some(m) = self.mask(row, 0, site) {
                     multipliers(&m, mask);
                     for (h, m) in h.iter_mut().zip(mask.iter()) {
@@ -241,20 +246,20 @@ impl<R: Real> Cpu<R> {
     /// The embeddings' way back: the mask over `dx`, the LayerNorm's gradients, and, where x^ was kept, dz over `dx`.
     pub(super) fn norm_embeddings_back(
         &self,
-        mut dx: Mat<R>,
+        mut dx: Stream<P>,
         n: Option<Norm<Self>>,
-        gamma: &super::Vectors<R>,
+        gamma: &Vectors<P::Real>,
         site: Site,
-        dgamma: Sum<super::Vectors<R>>,
-        dbeta: Sum<super::Vectors<R>>,
-    ) -> Mat<R> {
+        dgamma: Sum<Vectors<P::Real>>,
+        dbeta: Sum<Vectors<P::Real>>,
+    ) -> Stream<P> {
         let (space, cols) = (dx.space, dx.cols);
         dx.data.par_chunks_mut(CHUNK * cols).enumerate().for_each(|(chunk, dx)| {
-            let mut mask = self.pool.take(cols, cols);
+            let mut mask = self.pool.take::<P::Real>(cols, cols);
             self.arch.run(
                 (dx, &mut mask[..]),
                 #[inline(always)]
-                |(dx, mask): (&mut [R], &mut [R])| {
+                |(dx, mask): (&mut [P::Real], &mut [P::Real])| {
                     for (i, dx) in dx.chunks_mut(cols).enumerate() {
                         if let Some(m) = self.mask(self.place(space, chunk * CHUNK + i), 0, site) {
                             multipliers(&m, mask);

@@ -8,6 +8,11 @@ use std::fmt::Debug;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
+use super::lines::Element;
+use super::precision::Stored;
+use super::product::tile::{self, Tile};
+use super::simd::Arch;
+
 /// f32 or f64.
 pub trait Real:
     Copy
@@ -24,7 +29,8 @@ pub trait Real:
     + AddAssign
     + MulAssign
     + Sum
-    + 'static
+    + Element
+    + Stored<Self>
 {
     /// Zero.
     const ZERO: Self;
@@ -49,8 +55,8 @@ pub trait Real:
     fn normal_cdf(self) -> Self;
     /// The larger of two numbers.
     fn max(self, other: Self) -> Self;
-    /// Its bytes as they lie, for hashing.
-    fn bytes(values: &[Self]) -> &[u8];
+    /// The register tile that multiplies it here; `None` where the `gemm` crate does.
+    fn tile(arch: Arch) -> Option<&'static Tile<Self, Self, Self>>;
     /// The same values; f32 are handed over as they are.
     fn from_f32(values: Vec<f32>) -> Vec<Self>;
 }
@@ -87,14 +93,14 @@ macro_rules! shared {
         fn max(self, other: Self) -> Self {
             if other > self { other } else { self }
         }
-        fn bytes(values: &[Self]) -> &[u8] {
-            bytemuck::cast_slice(values)
-        }
     };
 }
 
 impl Real for f64 {
     shared!(f64);
+    fn tile(_: Arch) -> Option<&'static Tile<f64, f64, f64>> {
+        None
+    }
     fn exp(self) -> Self {
         f64::exp(self)
     }
@@ -128,6 +134,16 @@ const LOG_TAIL: [f32; 12] = [
 
 impl Real for f32 {
     shared!(f32);
+
+    fn tile(arch: Arch) -> Option<&'static Tile<f32, f32, f32>> {
+        match arch {
+            #[cfg(target_arch = "x86_64")]
+            Arch::Avx512 { .. } => Some(&tile::x86::F32_AVX512),
+            #[cfg(target_arch = "x86_64")]
+            Arch::Avx2 => Some(&tile::x86::F32_AVX2),
+            Arch::Portable => None,
+        }
+    }
 
     fn from_f32(values: Vec<f32>) -> Vec<Self> {
         values

@@ -1,180 +1,147 @@
 //! The trait of ops on the CPU: what is short stands here, the rest in the files beside it.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
-use super::buffer::{Mat, Matrix, Space, Vectors};
-use super::product::{Into, View, product, product_alone};
+use super::activation::{Function, Gelu, GeluTanh, Relu};
+use super::buffer::{Buffer, Mat, Matrix, Space, Vectors};
+use super::precision::{Precision, Stored};
+use super::product::layout::Layout;
+use super::product::panels::Rows;
+use super::product::strided::{Into, View, product_alone};
 use super::real::{Real, dot};
 use super::weights::Weight;
-use super::{CHUNK, Cpu};
+use super::{Act, Cpu, Stream};
 use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
 
-/// Rows of GELU(u) that exist at a time.
-const PANEL: usize = 256;
-
-/// 1 / sqrt(2 pi), the normal density at 0.
-const DENSITY: f64 = 0.398_942_280_401_432_7;
-
-/// sqrt(2 / pi) and the cubic's factor of the tanh form.
-const TANH: [f64; 2] = [0.797_884_560_802_865_4, 0.044_715];
-
-/// The functions of a feed-forward, each beside its slope: f(u) and f'(u).
-mod gelu {
-    use super::{DENSITY, Real};
-
-    #[inline(always)]
-    pub fn f<R: Real>(u: R) -> R {
-        u * u.normal_cdf()
-    }
-
-    #[inline(always)]
-    pub fn slope<R: Real>(u: R) -> R {
-        (u * R::of(DENSITY)).mul_add((R::of(-0.5) * u * u).exp(), u.normal_cdf())
+/// Writes a row of activations out at full width.
+#[inline(always)]
+fn load<R: Real, E: Stored<R>>(from: &[E], to: &mut [R]) {
+    for (to, x) in to.iter_mut().zip(from) {
+        *to = x.load();
     }
 }
 
-mod gelu_tanh {
-    use super::{Real, TANH};
-
-    #[inline(always)]
-    pub fn f<R: Real>(u: R) -> R {
-        let inner = R::of(TANH[0]) * (R::of(TANH[1]) * u * u).mul_add(u, u);
-        R::of(0.5) * u * (R::ONE + inner.tanh())
+impl<P: Precision> Cpu<P> {
+    /// finish(x W) for rows that are read as they lie.
+    fn times<X: Stored<P::Real>, E: super::Element>(
+        &self,
+        x: &Mat<X>,
+        w: &P::Layout,
+        y: &mut Mat<E>,
+        finish: impl Fn(usize, usize, &mut [E], &[P::Real]) + Sync,
+    ) {
+        assert_eq!((x.cols, y.cols), w.shape(), "both sides of a product fit its weight");
+        let to = Rows { stride: y.cols, data: &mut y.data };
+        w.multiply(
+            self.arch,
+            x.rows,
+            #[inline(always)]
+            |i, to: &mut [P::Real]| load(x.row(i), to),
+            to,
+            finish,
+        );
     }
 
-    #[inline(always)]
-    pub fn slope<R: Real>(u: R) -> R {
-        let t = (R::of(TANH[0]) * (R::of(TANH[1]) * u * u).mul_add(u, u)).tanh();
-        let inner = R::of(TANH[0]) * (R::of(3.0 * TANH[1]) * u).mul_add(u, R::ONE);
-        R::of(0.5) * ((R::ONE + t) + u * (R::ONE - t * t) * inner)
-    }
-}
-
-mod relu {
-    use super::Real;
-
-    #[inline(always)]
-    pub fn f<R: Real>(u: R) -> R {
-        u.max(R::ZERO)
-    }
-
-    #[inline(always)]
-    pub fn slope<R: Real>(u: R) -> R {
-        if u > R::ZERO { R::ONE } else { R::ZERO }
-    }
-}
-
-impl<R: Real> Cpu<R> {
-    /// Adds each row's bias.
-    fn add_bias(&self, y: &mut Mat<R>, b: &Vectors<R>) {
-        let (space, n) = (y.space, y.cols);
-        y.data.par_chunks_mut(CHUNK * n).enumerate().for_each(|(chunk, rows)| {
-            self.arch.run(
-                rows,
-                #[inline(always)]
-                |rows: &mut [R]| {
-                    for (i, y) in rows.chunks_mut(n).enumerate() {
-                        let b = b.of(self.place(space, chunk * CHUNK + i).group);
-                        for (y, b) in y.iter_mut().zip(b) {
-                            *y += *b;
-                        }
-                    }
-                },
-            );
-        });
-    }
-
-    fn times(&self, x: &Mat<R>, w: View<R>, n: usize) -> Mat<R> {
-        let mut y = self.mat(x.space, n);
-        product(&mut y.data, n, Into::Store, View::new(&x.data, x.rows, x.cols), w, self.n_threads());
+    /// x W' + b[g].
+    fn times_plus<X: Stored<P::Real>>(&self, x: &Mat<X>, w: &Weight<P>, b: &Vectors<P::Real>) -> Act<P> {
+        let mut y = self.mat(x.space, w.n_out());
+        self.times(
+            x,
+            w.for_forward(),
+            &mut y,
+            #[inline(always)]
+            |i, col, y: &mut [P::Stored], sums| {
+                let b = &b.of(self.place(x.space, i).group)[col..];
+                for ((y, sum), b) in y.iter_mut().zip(sums).zip(b) {
+                    *y = P::Stored::store(*sum + *b);
+                }
+            },
+        );
         y
     }
 
-    fn panels(rows: usize) -> impl Iterator<Item = Range<usize>> {
-        (0..rows).step_by(PANEL).map(move |first| first..rows.min(first + PANEL))
+    /// f(u) W'.
+    fn activated_times<F: Function>(&self, u: &Act<P>, w: &Weight<P>) -> Stream<P> {
+        let mut y = self.mat(u.space, w.n_out());
+        assert_eq!(u.cols, w.n_in(), "both sides of a product fit its weight");
+        let to = Rows { stride: y.cols, data: &mut y.data };
+        w.for_forward().multiply(
+            self.arch,
+            u.rows,
+            #[inline(always)]
+            |i, to: &mut [P::Real]| {
+                for (to, u) in to.iter_mut().zip(u.row(i)) {
+                    *to = F::value(u.load());
+                }
+            },
+            to,
+            #[inline(always)]
+            |_, _, y: &mut [P::Real], sums| y.copy_from_slice(sums),
+        );
+        y
     }
 
-    /// Calls `f` with aligned pieces of `a` and `b`, over the threads.
-    fn map(&self, a: &mut [R], b: &[R], f: impl Fn(&mut R, R) + Sync) {
+    /// (dy W) * f'(u) over u.
+    fn times_slope<F: Function>(&self, dy: &Act<P>, w: &Weight<P>, u: &mut Act<P>) {
+        self.times(
+            dy,
+            w.for_backward(),
+            u,
+            #[inline(always)]
+            |_, _, u: &mut [P::Stored], sums| {
+                for (u, sum) in u.iter_mut().zip(sums) {
+                    *u = P::Stored::store(*sum * F::slope(u.load()));
+                }
+            },
+        );
+    }
+
+    /// f(u).
+    fn activated<F: Function>(&self, u: &Act<P>) -> Act<P> {
+        let mut to: Act<P> = self.mat(u.space, u.cols);
         let piece = 1 << 13;
-        a.par_chunks_mut(piece).zip(b.par_chunks(piece)).for_each(|(a, b)| {
+        to.data.par_chunks_mut(piece).zip(u.data.par_chunks(piece)).for_each(|(to, u)| {
             self.arch.run(
-                a,
+                to,
                 #[inline(always)]
-                |a: &mut [R]| {
-                    for (a, b) in a.iter_mut().zip(b) {
-                        f(a, *b);
+                |to: &mut [P::Stored]| {
+                    for (to, u) in to.iter_mut().zip(u) {
+                        *to = P::Stored::store(F::value(u.load()));
                     }
                 },
             );
         });
-    }
-
-    /// into = base + delta, over the threads.
-    fn sum_all(&self, base: &[R], delta: &[R], into: &mut [R]) {
-        let piece = 1 << 16;
-        let sums = base.par_chunks(piece).zip(delta.par_chunks(piece));
-        into.par_chunks_mut(piece).zip(sums).for_each(|(into, (base, delta))| add(base, delta, None, into));
-    }
-
-    /// f(u) into `to`.
-    fn activate_all(&self, to: &mut [R], u: &[R]) {
-        // The choice stands outside the loops, which would not be vectorised around it.
-        match self.arithmetic.activation {
-            Activation::Gelu => self.map(
-                to,
-                u,
-                #[inline(always)]
-                |to, u| *to = gelu::f(u),
-            ),
-            Activation::GeluTanh => self.map(
-                to,
-                u,
-                #[inline(always)]
-                |to, u| *to = gelu_tanh::f(u),
-            ),
-            Activation::Relu => self.map(
-                to,
-                u,
-                #[inline(always)]
-                |to, u| *to = relu::f(u),
-            ),
-        }
-    }
-
-    /// d f'(u) over u.
-    fn slope_all(&self, u: &mut [R], d: &[R]) {
-        match self.arithmetic.activation {
-            Activation::Gelu => self.map(
-                u,
-                d,
-                #[inline(always)]
-                |u, d| *u = d * gelu::slope(*u),
-            ),
-            Activation::GeluTanh => self.map(
-                u,
-                d,
-                #[inline(always)]
-                |u, d| *u = d * gelu_tanh::slope(*u),
-            ),
-            Activation::Relu => self.map(
-                u,
-                d,
-                #[inline(always)]
-                |u, d| *u = d * relu::slope(*u),
-            ),
-        }
+        to
     }
 
     /// dW = dy' x of the entries asked for, dy (rows, out) and x (rows, in); `g` is whose weight it is.
-    pub(super) fn grad_of(&self, dy: (&[R], usize), x: (&[R], usize), g: usize, want: &mut Want<Self>) {
+    pub(super) fn grad_of<Y: Stored<P::Real>, X: Stored<P::Real>>(
+        &self,
+        dy: (&[Y], usize),
+        x: (&[X], usize),
+        g: usize,
+        want: &mut Want<Self>,
+    ) {
         let ((dy, n_out), (x, n_in)) = (dy, x);
         let rows = dy.len() / n_out;
         match want {
             Want::Nothing => {}
             Want::Full(sums) => {
+                let (wide_dy, wide_x);
+                let dy = match Y::whole(dy) {
+                    Some(dy) => dy,
+                    None => {
+                        wide_dy = self.widened(dy, n_out);
+                        &wide_dy
+                    }
+                };
+                let x = match X::whole(x) {
+                    Some(x) => x,
+                    None => {
+                        wide_x = self.widened(x, n_in);
+                        &wide_x
+                    }
+                };
                 let (dy, x) = (View::new(dy, rows, n_out), View::new(x, rows, n_in));
                 product_alone(sums.of_mut(g), n_in, Into::Add, dy.t(), x, self.n_threads());
             }
@@ -185,7 +152,7 @@ impl<R: Real> Cpu<R> {
                     self.arch.run(
                         sums,
                         #[inline(always)]
-                        |sums: &mut [R]| {
+                        |sums: &mut [P::Real]| {
                             for (sum, entry) in sums.iter_mut().zip(entries) {
                                 let (o, i) = (*entry as usize / n_in, *entry as usize % n_in);
                                 *sum += dot(&dy[o * rows..][..rows], &x[i * rows..][..rows]);
@@ -197,18 +164,25 @@ impl<R: Real> Cpu<R> {
         }
     }
 
-    fn transposed(&self, a: &[R], cols: usize, rows: usize) -> super::Buffer<R> {
-        let mut t = self.pool.take(a.len(), self.room.max(rows) * cols);
+    /// Rows of activations at full width.
+    fn widened<X: Stored<P::Real>>(&self, a: &[X], cols: usize) -> Buffer<P::Real> {
+        let mut wide = self.pool.take(a.len(), self.room.max(a.len() / cols) * cols);
+        wide.par_chunks_mut(cols).zip(a.par_chunks(cols)).for_each(|(to, from)| load(from, to));
+        wide
+    }
+
+    fn transposed<X: Stored<P::Real>>(&self, a: &[X], cols: usize, rows: usize) -> Buffer<P::Real> {
+        let mut t = self.pool.take::<P::Real>(a.len(), self.room.max(rows) * cols);
         t.par_chunks_mut(rows).enumerate().for_each(|(j, t)| {
             for (i, t) in t.iter_mut().enumerate() {
-                *t = a[i * cols + j];
+                *t = a[i * cols + j].load();
             }
         });
         t
     }
 
-    /// Where `dy` has first rows and `x` all: x's first rows.
-    fn first_rows(&self, x: &Mat<R>) -> Mat<R> {
+    /// x's first rows.
+    fn first_rows<E: super::Element>(&self, x: &Mat<E>) -> Mat<E> {
         let mut first = self.mat(Space::Firsts, x.cols);
         for s in 0..first.rows {
             let row = x.row(self.batch.bounds()[s]);
@@ -218,19 +192,26 @@ impl<R: Real> Cpu<R> {
     }
 }
 
-impl<R: Real> Ops for Cpu<R> {
-    fn firsts(&mut self, x: Mat<R>) -> Mat<R> {
+impl<P: Precision> Ops for Cpu<P> {
+    fn copy(&mut self, x: &Stream<P>) -> Stream<P> {
+        let mut y = self.mat(x.space, x.cols);
+        let piece = 1 << 16;
+        y.data.par_chunks_mut(piece).zip(x.data.par_chunks(piece)).for_each(|(y, x)| y.copy_from_slice(x));
+        y
+    }
+
+    fn firsts(&mut self, x: Stream<P>) -> Stream<P> {
         match x.space {
             Space::Firsts => x,
             Space::Tokens => self.first_rows(&x),
         }
     }
 
-    fn spread(&mut self, d: Mat<R>) -> Mat<R> {
+    fn spread(&mut self, d: Stream<P>) -> Stream<P> {
         if d.space == Space::Tokens {
             return d;
         }
-        let mut all = self.zeros(Space::Tokens, d.cols);
+        let mut all: Stream<P> = self.zeros(Space::Tokens, d.cols);
         for s in 0..d.rows {
             let row = self.batch.bounds()[s];
             all.row_mut(row).copy_from_slice(d.row(s));
@@ -238,101 +219,129 @@ impl<R: Real> Ops for Cpu<R> {
         all
     }
 
-    fn linear(&mut self, x: &Mat<R>, w: &Weight<R>, b: &Vectors<R>) -> Mat<R> {
-        let mut y = self.times(x, w.for_forward(), w.n_out());
-        self.add_bias(&mut y, b);
-        y
+    fn linear(&mut self, x: &Stream<P>, w: &Weight<P>, b: &Vectors<P::Real>) -> Act<P> {
+        self.times_plus(x, w, b)
     }
 
-    fn linear_back(&mut self, dy: Mat<R>, w: &Weight<R>, mut dx: Mat<R>) -> Mat<R> {
-        let (dy, w) = (View::new(&dy.data, dy.rows, dy.cols), w.for_backward());
-        let n = dx.cols;
-        product(&mut dx.data, n, Into::Add, dy, w, self.n_threads());
+    fn linear_back(&mut self, dy: Act<P>, w: &Weight<P>, mut dx: Stream<P>) -> Stream<P> {
+        self.times(
+            &dy,
+            w.for_backward(),
+            &mut dx,
+            #[inline(always)]
+            |_, _, dx: &mut [P::Real], sums| dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx += *sum),
+        );
         dx
     }
 
-    fn product(&mut self, x: Mat<R>, w: &Weight<R>) -> Mat<R> {
-        self.times(&x, w.for_forward(), w.n_out())
+    fn product(&mut self, x: Act<P>, w: &Weight<P>) -> Stream<P> {
+        let mut y = self.mat(x.space, w.n_out());
+        self.times(
+            &x,
+            w.for_forward(),
+            &mut y,
+            #[inline(always)]
+            |_, _, y: &mut [P::Real], sums| y.copy_from_slice(sums),
+        );
+        y
     }
 
-    fn product_back(&mut self, dy: Mat<R>, w: &Weight<R>) -> Mat<R> {
-        self.times(&dy, w.for_backward(), w.n_in())
+    fn product_back(&mut self, dy: Act<P>, w: &Weight<P>) -> Act<P> {
+        let mut dx = self.mat(dy.space, w.n_in());
+        self.times(
+            &dy,
+            w.for_backward(),
+            &mut dx,
+            #[inline(always)]
+            |_, _, dx: &mut [P::Stored], sums| {
+                dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = P::Stored::store(*sum));
+            },
+        );
+        dx
     }
 
-    fn feed_forward(&mut self, x: &Mat<R>, wi: &Weight<R>, bi: &Vectors<R>, wo: &Weight<R>) -> (Mat<R>, Mat<R>) {
-        let u = self.linear(x, wi, bi);
-        let (n, h) = (u.cols, wo.n_out());
-        let mut y = self.mat(x.space, h);
-        let mut panel = self.pool.take(PANEL.min(u.rows) * n, PANEL * n);
-        for rows in Self::panels(u.rows) {
-            let panel = &mut panel[..rows.len() * n];
-            self.activate_all(panel, &u.data[rows.start * n..rows.end * n]);
-            let (p, w) = (View::new(panel, rows.len(), n), wo.for_forward());
-            product(&mut y.data[rows.start * h..rows.end * h], h, Into::Store, p, w, self.n_threads());
-        }
+    fn feed_forward(
+        &mut self,
+        x: &Stream<P>,
+        wi: &Weight<P>,
+        bi: &Vectors<P::Real>,
+        wo: &Weight<P>,
+    ) -> (Act<P>, Stream<P>) {
+        let u = self.times_plus(x, wi, bi);
+        let y = match self.arithmetic.activation {
+            Activation::Gelu => self.activated_times::<Gelu>(&u, wo),
+            Activation::GeluTanh => self.activated_times::<GeluTanh>(&u, wo),
+            Activation::Relu => self.activated_times::<Relu>(&u, wo),
+        };
         (u, y)
     }
 
-    fn feed_forward_back(&mut self, dy: Mat<R>, wo: &Weight<R>, mut u: Mat<R>, dbi: Sum<Vectors<R>>) -> Mat<R> {
-        let (n, h) = (u.cols, dy.cols);
-        let mut panel = self.pool.take(PANEL.min(u.rows) * n, PANEL * n);
-        for rows in Self::panels(u.rows) {
-            let panel = &mut panel[..rows.len() * n];
-            let d = View::new(&dy.data[rows.start * h..rows.end * h], rows.len(), h);
-            product(panel, n, Into::Store, d, wo.for_backward(), self.n_threads());
-            self.slope_all(&mut u.data[rows.start * n..rows.end * n], panel);
+    fn feed_forward_back(&mut self, dy: Act<P>, wo: &Weight<P>, mut u: Act<P>, dbi: Sum<Vectors<P::Real>>) -> Act<P> {
+        match self.arithmetic.activation {
+            Activation::Gelu => self.times_slope::<Gelu>(&dy, wo, &mut u),
+            Activation::GeluTanh => self.times_slope::<GeluTanh>(&dy, wo, &mut u),
+            Activation::Relu => self.times_slope::<Relu>(&dy, wo, &mut u),
         }
         self.column_sums(&u, dbi);
         u
     }
 
-    fn attention(&mut self, q: &Mat<R>, k: &Mat<R>, v: &Mat<R>, site: Site) -> (Mat<R>, Mat<R>) {
+    fn attention(&mut self, q: &Act<P>, k: &Act<P>, v: &Act<P>, site: Site) -> (Act<P>, Stream<P>) {
         self.attention_forward(q, k, v, site)
     }
 
     fn attention_back(
         &mut self,
-        d_o: Mat<R>,
-        qkv: (Mat<R>, Mat<R>, Mat<R>),
-        lse: Mat<R>,
+        d_o: Act<P>,
+        qkv: (Act<P>, Act<P>, Act<P>),
+        lse: Stream<P>,
         site: Site,
-        dbq: Sum<Vectors<R>>,
-        dbv: Sum<Vectors<R>>,
-    ) -> (Mat<R>, Mat<R>, Mat<R>) {
+        dbq: Sum<Vectors<P::Real>>,
+        dbv: Sum<Vectors<P::Real>>,
+    ) -> (Act<P>, Act<P>, Act<P>) {
         let (dq, dk, dv) = self.attention_backward(&d_o, qkv, &lse, site);
         self.column_sums(&dq, dbq);
         self.column_sums(&dv, dbv);
         (dq, dk, dv)
     }
 
-    fn add_norm(&mut self, x: Mat<R>, a: Mat<R>, b: &Vectors<R>, ln: Affine<Self>, site: Site) -> (Mat<R>, Norm<Self>) {
+    fn add_norm(
+        &mut self,
+        x: Stream<P>,
+        a: Stream<P>,
+        b: &Vectors<P::Real>,
+        ln: Affine<Self>,
+        site: Site,
+    ) -> (Stream<P>, Norm<Self>) {
         self.norm_forward(x, a, b, ln, site)
     }
 
     fn add_norm_back(
         &mut self,
-        dh: Mat<R>,
+        dh: Stream<P>,
         n: Norm<Self>,
-        gamma: &Vectors<R>,
+        gamma: &Vectors<P::Real>,
         site: Site,
-        db: Sum<Vectors<R>>,
-        dgamma: Sum<Vectors<R>>,
-        dbeta: Sum<Vectors<R>>,
-    ) -> (Mat<R>, Mat<R>) {
+        db: Sum<Vectors<P::Real>>,
+        dgamma: Sum<Vectors<P::Real>>,
+        dbeta: Sum<Vectors<P::Real>>,
+    ) -> (Stream<P>, Act<P>) {
         self.norm_backward(dh, n, gamma, site, db, dgamma, dbeta)
     }
 
-    fn activate(&mut self, u: &Mat<R>) -> Mat<R> {
-        let mut f = self.mat(u.space, u.cols);
-        self.activate_all(&mut f.data, &u.data);
-        f
+    fn activate(&mut self, u: &Act<P>) -> Act<P> {
+        match self.arithmetic.activation {
+            Activation::Gelu => self.activated::<Gelu>(u),
+            Activation::GeluTanh => self.activated::<GeluTanh>(u),
+            Activation::Relu => self.activated::<Relu>(u),
+        }
     }
 
-    fn renorm(&mut self, n: &Norm<Self>, ln: Affine<Self>, dropout: Option<Site>) -> Mat<R> {
+    fn renorm(&mut self, n: &Norm<Self>, ln: Affine<Self>, dropout: Option<Site>) -> Act<P> {
         self.norm_again(n, ln, dropout)
     }
 
-    fn weight_grad(&mut self, dy: &Mat<R>, x: &Mat<R>, want: &mut Want<Self>) {
+    fn weight_grad(&mut self, dy: &Act<P>, x: &Act<P>, want: &mut Want<Self>) {
         if matches!(want, Want::Nothing) {
             return;
         }
@@ -346,66 +355,78 @@ impl<R: Real> Ops for Cpu<R> {
         self.grad_of((&dy.data, dy.cols), (&x.data, x.cols), 0, want);
     }
 
-    fn embed(&mut self, tables: Tables<&Matrix<R>>, ln: Affine<Self>) -> (Mat<R>, Norm<Self>) {
+    fn embed(&mut self, tables: Tables<&Matrix<P::Stored>>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
         self.embed_forward(tables, ln)
     }
 
     fn embed_back(
         &mut self,
-        dx: Mat<R>,
+        dx: Stream<P>,
         n: Option<Norm<Self>>,
-        gamma: &Vectors<R>,
+        gamma: &Vectors<P::Real>,
         tables: Option<&mut Tables<Want<Self>>>,
-        dgamma: Sum<Vectors<R>>,
-        dbeta: Sum<Vectors<R>>,
+        dgamma: Sum<Vectors<P::Real>>,
+        dbeta: Sum<Vectors<P::Real>>,
     ) {
         self.embed_backward(dx, n, gamma, tables, dgamma, dbeta);
     }
 
-    fn pool(&mut self, x: &Mat<R>, w: &[&Weight<R>], b: &Vectors<R>) -> Mat<R> {
+    fn pool(&mut self, x: &Stream<P>, w: &[&Weight<P>], b: &Vectors<P::Real>) -> Act<P> {
         self.pool_forward(x, w, b)
     }
 
     fn pool_back(
         &mut self,
-        dp: Mat<R>,
-        pooled: Mat<R>,
-        x: Option<&Mat<R>>,
-        w: &[&Weight<R>],
+        dp: Stream<P>,
+        pooled: Act<P>,
+        x: Option<&Stream<P>>,
+        w: &[&Weight<P>],
         want: &mut Want<Self>,
-        db: Sum<Vectors<R>>,
-    ) -> Mat<R> {
+        db: Sum<Vectors<P::Real>>,
+    ) -> Stream<P> {
         self.pool_backward(dp, pooled, x, w, want, db)
     }
 
-    fn classify(&mut self, pooled: &Mat<R>, c: &Classifier<Self>) -> Mat<R> {
+    fn classify(&mut self, pooled: &Act<P>, c: &Classifier<Self>) -> Stream<P> {
         self.classify_forward(pooled, c)
     }
 
-    fn loss(&mut self, logits: Mat<R>, n_outputs: &[usize], loss: &[Loss]) -> (Mat<R>, Mat<R>) {
+    fn loss(&mut self, logits: Stream<P>, n_outputs: &[usize], loss: &[Loss]) -> (Stream<P>, Stream<P>) {
         self.loss_of(logits, n_outputs, loss)
     }
 
     fn classify_back(
         &mut self,
-        dlogits: Mat<R>,
-        pooled: &Mat<R>,
+        dlogits: Stream<P>,
+        pooled: &Act<P>,
         c: &Classifier<Self>,
-        dw: &mut Vectors<R>,
-        db: &mut Vectors<R>,
-    ) -> Mat<R> {
+        dw: &mut Vectors<P::Real>,
+        db: &mut Vectors<P::Real>,
+    ) -> Stream<P> {
         self.classify_backward(dlogits, pooled, c, dw, db)
     }
 
-    fn add_squares(&mut self, grad: &Vectors<R>, rules: &[Option<AdamW>], sums: &mut Vectors<R>) {
+    fn add_squares(&mut self, grad: &Vectors<P::Real>, rules: &[Option<AdamW>], sums: &mut Vectors<P::Real>) {
         self.squares(grad, rules, sums);
     }
 
-    fn adamw(&mut self, p: &mut Trained<Self>, grad: &Vectors<R>, squares: &Vectors<R>, rules: &[Option<AdamW>]) {
+    fn adamw(
+        &mut self,
+        p: &mut Trained<Self>,
+        grad: &Vectors<P::Real>,
+        squares: &Vectors<P::Real>,
+        rules: &[Option<AdamW>],
+    ) {
         self.adamw_step(p, grad, squares, rules);
     }
 
-    fn sum(&mut self, base: &Vectors<R>, delta: &Vectors<R>, at: Option<&Vec<u64>>, into: &mut Vectors<R>) {
+    fn sum(
+        &mut self,
+        base: &Vectors<P::Real>,
+        delta: &Vectors<P::Real>,
+        at: Option<&Vec<u64>>,
+        into: &mut Vectors<P::Real>,
+    ) {
         for g in 0..delta.rows {
             add(base.of(g), delta.of(g), at, into.of_mut(g));
         }
@@ -413,15 +434,15 @@ impl<R: Real> Ops for Cpu<R> {
 
     fn write_weight(
         &mut self,
-        base: &Vectors<R>,
-        delta: &Vectors<R>,
+        base: &Vectors<P::Real>,
+        delta: &Vectors<P::Real>,
         g: usize,
         at: Option<&Vec<u64>>,
-        into: &mut Weight<R>,
+        into: &mut Weight<P>,
     ) {
         let (base, delta) = (base.of(g), delta.of(g));
         match at {
-            None => into.rewrite(|all| self.sum_all(base, delta, all)),
+            None => into.rewrite(|at| base[at] + delta[at]),
             Some(at) => {
                 for ((at, b), d) in at.iter().zip(base).zip(delta) {
                     into.set(*at as usize, *b + *d);
@@ -430,11 +451,17 @@ impl<R: Real> Ops for Cpu<R> {
         }
     }
 
-    fn write_table(&mut self, base: &Vectors<R>, delta: &Vectors<R>, at: Option<&Vec<u64>>, into: &mut Matrix<R>) {
+    fn write_table(
+        &mut self,
+        base: &Vectors<P::Real>,
+        delta: &Vectors<P::Real>,
+        at: Option<&Vec<u64>>,
+        into: &mut Matrix<P::Stored>,
+    ) {
         add(base.of(0), delta.of(0), at, &mut into.data);
     }
 
-    fn gather(&mut self, from: &Vectors<R>, at: &Vec<u64>, into: &mut Vectors<R>) {
+    fn gather(&mut self, from: &Vectors<P::Real>, at: &Vec<u64>, into: &mut Vectors<P::Real>) {
         for (into, at) in into.data.iter_mut().zip(at) {
             *into = from.data[*at as usize];
         }
@@ -442,8 +469,8 @@ impl<R: Real> Ops for Cpu<R> {
 }
 
 /// into = base + delta, or into[at[i]] = base[i] + delta[i].
-fn add<R: Real>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [R]) {
-    let sums = base.iter().zip(delta).map(|(b, d)| *b + *d);
+fn add<R: Real, E: Stored<R>>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [E]) {
+    let sums = base.iter().zip(delta).map(|(b, d)| E::store(*b + *d));
     match at {
         None => into.iter_mut().zip(sums).for_each(|(into, sum)| *into = sum),
         Some(at) => at.iter().zip(sums).for_each(|(at, sum)| into[*at as usize] = sum),

@@ -8,13 +8,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::buffer::{Mat, Space, Vectors};
+use super::precision::{Precision, Stored};
 use super::real::Real;
 use super::{Cpu, Row};
 
 /// Rows of a block.
 const BLOCK: usize = 64;
 
-impl<R: Real> Cpu<R> {
+impl<P: Precision> Cpu<P> {
     /// The rows of each group in a row space.
     pub(super) fn rows_by_group(&self, space: Space) -> Vec<Range<usize>> {
         let bounds = self.batch.bounds();
@@ -26,7 +27,7 @@ impl<R: Real> Cpu<R> {
     }
 
     /// Adds the column sums of `y` to `into`, where somebody asked for them.
-    pub(super) fn column_sums(&self, y: &Mat<R>, into: Option<&mut Vectors<R>>) {
+    pub(super) fn column_sums<E: Stored<P::Real>>(&self, y: &Mat<E>, into: Option<&mut Vectors<P::Real>>) {
         self.sum_rows(
             y.space,
             y.cols,
@@ -34,7 +35,7 @@ impl<R: Real> Cpu<R> {
             #[inline(always)]
             |i, _, sums| {
                 for (sum, y) in sums.iter_mut().zip(y.row(i)) {
-                    *sum += *y;
+                    *sum += y.load();
                 }
             },
         );
@@ -45,8 +46,8 @@ impl<R: Real> Cpu<R> {
         &self,
         space: Space,
         cols: usize,
-        into: Option<&mut Vectors<R>>,
-        add: impl Fn(usize, Row, &mut [R]) + Sync,
+        into: Option<&mut Vectors<P::Real>>,
+        add: impl Fn(usize, Row, &mut [P::Real]) + Sync,
     ) {
         let Some(into) = into else { return };
         let blocks: Vec<(usize, Range<usize>)> = self
@@ -60,13 +61,13 @@ impl<R: Real> Cpu<R> {
             .collect();
         let n = blocks.len() * cols;
         let room = (self.room.div_ceil(BLOCK) + blocks.len().next_power_of_two()) * cols;
-        let mut partial = self.pool.take(n, room.max(n));
+        let mut partial = self.pool.take::<P::Real>(n, room.max(n));
         partial.par_chunks_mut(cols).zip(&blocks).for_each(|(sums, (_, rows))| {
             self.arch.run(
                 sums,
                 #[inline(always)]
-                |sums: &mut [R]| {
-                    sums.fill(R::ZERO);
+                |sums: &mut [P::Real]| {
+                    sums.fill(P::Real::ZERO);
                     for i in rows.clone() {
                         add(i, self.place(space, i), sums);
                     }

@@ -1,36 +1,29 @@
-//! Frozen weights, laid out so that a product reads them as they lie.
-//!
-//! The product is fastest where the weight's rows run along the inner dimension. That is a layout a direction:
-//! (in, out) for x W' and (out, in) for dy W. The second is made when the first backward, or the first run that trains
-//! weights, asks for it: inference never does.
+//! Frozen weights, laid out so that a product reads them as they lie: once a direction, for x W' and for dy W. The
+//! second is made when the first backward, or the first run that trains weights, asks for it: inference never does.
 
 use std::sync::OnceLock;
 
-use rayon::prelude::*;
-
-use super::product::View;
-use super::real::Real;
-
-/// Rows and columns of a tile of a transposition: two tiles fit in the first cache.
-const TILE: usize = 32;
+use super::precision::Precision;
+use super::product::layout::Layout;
+use super::simd::Arch;
 
 /// A weight of a linear layer, (out, in).
-pub struct Weight<R> {
+pub struct Weight<P: Precision> {
+    arch: Arch,
     n_out: usize,
     n_in: usize,
     /// (in, out).
-    forward: Vec<R>,
+    forward: P::Layout,
     /// (out, in).
-    backward: OnceLock<Vec<R>>,
+    backward: OnceLock<P::Layout>,
 }
 
-impl<R: Real> Weight<R> {
+impl<P: Precision> Weight<P> {
     /// Lays out row-major values (out, in) for the forward.
-    pub fn new(n_out: usize, n_in: usize, values: &[R]) -> Self {
+    pub fn new(arch: Arch, n_out: usize, n_in: usize, values: &[P::Real]) -> Self {
         assert_eq!(values.len(), n_out * n_in, "a weight has out * in values");
-        let mut forward = vec![R::ZERO; values.len()];
-        transpose(values, n_in, &mut forward);
-        Weight { n_out, n_in, forward, backward: OnceLock::new() }
+        let forward = P::Layout::pack(arch, n_in, n_out, |i, o| values[o * n_in + i]);
+        Weight { arch, n_out, n_in, forward, backward: OnceLock::new() }
     }
 
     /// Output features.
@@ -44,80 +37,68 @@ impl<R: Real> Weight<R> {
     }
 
     /// W', for x W'.
-    pub fn for_forward(&self) -> View<'_, R> {
-        View::new(&self.forward, self.n_in, self.n_out)
-    }
-
-    /// W, for dy W.
-    pub fn for_backward(&self) -> View<'_, R> {
-        View::new(self.backward(), self.n_out, self.n_in)
-    }
-
-    /// Lays it out for the backward, where it is not yet.
-    pub fn backward(&self) -> &[R] {
-        // On this thread alone: a pool thread that waited here could be handed a job that waits for this very cell.
-        self.backward.get_or_init(|| {
-            let mut w = vec![R::ZERO; self.forward.len()];
-            let band = TILE * self.n_in;
-            w.chunks_mut(band).enumerate().for_each(|(b, to)| transpose_band(&self.forward, self.n_out, b, to));
-            w
-        })
-    }
-
-    /// The values as they lie, (in, out).
-    pub fn as_laid_out(&self) -> &[R] {
+    pub fn for_forward(&self) -> &P::Layout {
         &self.forward
     }
 
-    /// Replaces all values: `write` is handed them row-major, (out, in).
-    pub fn rewrite(&mut self, write: impl FnOnce(&mut [R])) {
-        let mut w = self.backward.take().unwrap_or_else(|| vec![R::ZERO; self.forward.len()]);
-        write(&mut w);
-        transpose(&w, self.n_in, &mut self.forward);
-        self.backward = OnceLock::from(w);
+    /// W, for dy W; laid out where it is not yet.
+    pub fn for_backward(&self) -> &P::Layout {
+        if let Some(backward) = self.backward.get() {
+            return backward;
+        }
+        // Outside the cell's lock: a thread that packs under it could be handed a job that waits for this very cell.
+        let packed = P::Layout::pack(self.arch, self.n_out, self.n_in, |o, i| self.forward.at(i, o));
+        self.backward.get_or_init(|| packed)
+    }
+
+    /// Replaces all values: `value` is asked for flat, row-major positions, (out, in).
+    pub fn rewrite(&mut self, value: impl Fn(usize) -> P::Real + Sync) {
+        let n_in = self.n_in;
+        self.forward.repack(|i, o| value(o * n_in + i));
+        if let Some(backward) = self.backward.get_mut() {
+            backward.repack(|o, i| value(o * n_in + i));
+        }
     }
 
     /// Replaces the value at a flat, row-major position.
-    pub fn set(&mut self, at: usize, value: R) {
+    pub fn set(&mut self, at: usize, value: P::Real) {
         let (o, i) = (at / self.n_in, at % self.n_in);
-        self.forward[i * self.n_out + o] = value;
-        if let Some(w) = self.backward.get_mut() {
-            w[at] = value;
-        }
-    }
-}
-
-/// Rows of `cols` values in `from` to columns in `to`, over the threads of the current pool.
-fn transpose<R: Real>(from: &[R], cols: usize, to: &mut [R]) {
-    let rows = from.len() / cols;
-    to.par_chunks_mut(TILE * rows).enumerate().for_each(|(band, to)| transpose_band(from, cols, band, to));
-}
-
-/// `TILE` columns of `from`, from column `band * TILE` on, to rows in `to`, tile by tile.
-fn transpose_band<R: Real>(from: &[R], cols: usize, band: usize, to: &mut [R]) {
-    let rows = from.len() / cols;
-    for first in (0..rows).step_by(TILE) {
-        for (j, to) in to.chunks_mut(rows).enumerate() {
-            for i in first..rows.min(first + TILE) {
-                to[i] = from[i * cols + band * TILE + j];
-            }
+        self.forward.set(i, o, value);
+        if let Some(backward) = self.backward.get_mut() {
+            backward.set(o, i, value);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::precision::Stored;
+    use super::super::precision::{Bf16, F32, F64};
+    use super::super::real::Real;
     use super::*;
+
+    fn check<P: Precision>() {
+        let (n_out, n_in) = (70, 45);
+        let values: Vec<P::Real> = (0..n_out * n_in).map(|i| P::Real::of(i as f64)).collect();
+        let mut w = Weight::<P>::new(Arch::detect(), n_out, n_in, &values);
+        // At the precision it multiplies in.
+        let stored = |x: f64| P::Stored::store(P::Real::of(x)).load().to_f64();
+        let both =
+            |w: &Weight<P>, o: usize, i: usize| (w.for_forward().at(i, o).to_f64(), w.for_backward().at(o, i).to_f64());
+        for (o, i) in [(0, 0), (69, 44), (3, 7), (32, 31)] {
+            let value = stored((o * n_in + i) as f64);
+            assert_eq!(both(&w, o, i), (value, value));
+        }
+        w.set(3 * n_in + 7, P::Real::of(-1.0));
+        assert_eq!(both(&w, 3, 7), (-1.0, -1.0));
+        w.rewrite(|at| P::Real::of(2.0 * at as f64));
+        assert_eq!(both(&w, 1, 2), (stored(94.0), stored(94.0)));
+    }
 
     #[test]
     fn both_layouts_hold_the_same_weight_after_every_way_of_writing_it() {
-        let (n_out, n_in) = (70, 45);
-        let values: Vec<f64> = (0..n_out * n_in).map(|i| i as f64).collect();
-        let mut w = Weight::new(n_out, n_in, &values);
-        assert_eq!(w.backward(), values);
-        w.set(3 * n_in + 7, -1.0);
-        assert_eq!((w.backward()[3 * n_in + 7], w.as_laid_out()[7 * n_out + 3]), (-1.0, -1.0));
-        w.rewrite(|all| all.iter_mut().for_each(|v| *v *= 2.0));
-        assert_eq!((w.backward()[n_in + 2], w.as_laid_out()[2 * n_out + 1]), (94.0, 94.0));
+        check::<F32>();
+        check::<F64>();
+        check::<Bf16>();
     }
 }

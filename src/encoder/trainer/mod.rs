@@ -124,6 +124,10 @@ pub struct Trainer<D: Ops> {
     grads: Gradients<D>,
     squares: D::Params,
     plan: Plan,
+    /// The most bytes that a step's activations may take.
+    memory_budget: Option<usize>,
+    /// The most tokens and sequences of a batch so far, which buffers are sized for.
+    room: (usize, usize),
     steps: Vec<u64>,
 }
 
@@ -133,8 +137,14 @@ impl<D: Ops> Trainer<D> {
     /// # Errors
     ///
     /// Where a tensor of the base cannot be read, a requested name is not the base's, values to start from do not fit,
-    /// or runs that train weights are not alone.
-    pub fn new(d: D, base: &Base, network: &Network<D>, runs: &[Run]) -> Result<Self> {
+    /// runs that train weights are not alone, or are given a memory budget.
+    pub fn new(
+        mut d: D,
+        base: &Base,
+        network: &Network<D>,
+        runs: &[Run],
+        memory_budget: Option<usize>,
+    ) -> Result<Self> {
         check_names(base, runs)?;
         let (config, groups) = (base.config(), runs.len());
         let h = config.hidden_size;
@@ -161,7 +171,7 @@ impl<D: Ops> Trainer<D> {
                         *to = d.params(groups, &whole.repeat(groups));
                     }
                 }
-                _ => network.replace(&d, p, whole),
+                _ => d.run(|d| network.replace(d, p, whole)),
             }
             tensors.push(tensor);
         }
@@ -172,7 +182,11 @@ impl<D: Ops> Trainer<D> {
         let plan = Plan {
             depth: Depth::of(tensors.iter().filter_map(of_base)),
             weights: grads.weights.is_some() || grads.tables.is_some() || grads.gamma.is_some(),
+            recomputed: 0,
         };
+        if memory_budget.is_some() && plan.weights {
+            return Err(Error::Usage("a memory budget is for runs that train biases or the head alone".into()));
+        }
 
         let rows = |f: &dyn Fn(&Head) -> Vec<f32>| runs.iter().map(|run| f(&run.start.head)).collect::<Vec<_>>();
         let weight = rows(&|head| head.weight.clone());
@@ -187,7 +201,8 @@ impl<D: Ops> Trainer<D> {
             tensors.push(Tensor::of_head(&d, Part::PoolerBias, "pooler.dense.bias", bias, h, None));
             grads.pooler_weight = Want::Full(d.zeros(groups, h * h));
             grads.pooler = Some(d.zeros(groups, h));
-            poolers = Some((0..groups).map(|_| Arc::new(d.weight(h, h, vec![0.0; h * h]))).collect());
+            let weights = |d: &mut D| (0..groups).map(|_| Arc::new(d.weight(h, h, vec![0.0; h * h]))).collect();
+            poolers = Some(d.run(weights));
             biases.pooler = d.zeros(groups, h);
         }
         let classifier = Classifier {
@@ -208,10 +223,32 @@ impl<D: Ops> Trainer<D> {
             grads,
             squares,
             plan,
+            memory_budget,
+            room: (0, 0),
             steps: vec![0; groups],
         };
         trainer.put_in_use()?;
         Ok(trainer)
+    }
+
+    /// The plan for a batch: as it is, or with as many layers recomputed as the memory budget asks for.
+    fn plan_for(&mut self, batch: &Batch) -> Result<Plan> {
+        let Some(budget) = self.memory_budget else { return Ok(self.plan) };
+        // Buffers are sized for the largest batch so far.
+        let (tokens, sequences) = (self.room.0.max(batch.n_tokens()), self.room.1.max(batch.n_sequences()));
+        let bytes = |recomputed| {
+            Plan { recomputed, ..self.plan }.bytes::<D>(&self.config, tokens, sequences.next_power_of_two())
+        };
+        let layers = self.plan.layers(&self.config);
+        if let Some(recomputed) = (0..=layers).find(|n| bytes(*n) <= budget) {
+            self.room = (tokens, sequences);
+            return Ok(Plan { recomputed, ..self.plan });
+        }
+        let least = (0..=layers).map(bytes).min().unwrap_or(0);
+        Err(Error::Usage(format!(
+            "a batch of {tokens} tokens needs {least} bytes of activations at least, and the memory budget is {budget}: \
+             allow more, or take smaller batches and accumulate gradients"
+        )))
     }
 
     /// Refuses a class that a sequence's head does not have, and more groups than runs.
@@ -305,18 +342,19 @@ impl<D: Ops> Training for Trainer<D> {
                 *n += range.len();
             }
         }
+        let plans = batches.iter().map(|batch| self.plan_for(batch)).collect::<Result<Vec<_>>>()?;
         let loss: Vec<Loss> = sequences.iter().map(|n| Loss { scale: 1.0 / (*n).max(1) as f32 }).collect();
         let mut losses = vec![0.0; groups];
-        let Trainer { d, network, biases, heads, tensors, grads, plan, .. } = self;
+        let Trainer { d, network, biases, heads, tensors, grads, .. } = self;
         d.run(|d| {
             for t in tensors.iter() {
                 if let Some(sums) = t.sums(grads) {
                     d.clear(sums);
                 }
             }
-            for batch in batches {
+            for (batch, plan) in batches.iter().zip(plans) {
                 d.begin(batch.clone(), dropout);
-                let of_batch = Pass { network, biases }.train(d, heads, &loss, *plan, grads);
+                let of_batch = Pass { network, biases }.train(d, heads, &loss, plan, grads);
                 for (sum, loss) in losses.iter_mut().zip(d.read_rows(&of_batch)) {
                     *sum += loss;
                 }

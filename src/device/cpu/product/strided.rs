@@ -1,11 +1,15 @@
-//! Matrix products, by the `gemm` crate.
+//! Products of matrices as they lie: by a register tile where this processor has one ([`small`]), else by the `gemm`
+//! crate.
 //!
 //! In [`product`] a row's bits do not depend on how many rows there are: the crate sums over the inner dimension in an
 //! order that the other two do not change, but for small products, which take other paths. Those are computed with
 //! more rows than they have. [`product_alone`] has no such promise, and no such cost: it is for products whose shape
 //! does not depend on what else is in the batch, as those of attention.
 
-use super::real::Real;
+use super::super::lines::with_scratch;
+use super::super::real::Real;
+use super::super::simd::Arch;
+use super::tile::{Left, Tile};
 
 /// A matrix as it lies: `rows` by `cols`, element (i, j) at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
@@ -33,6 +37,16 @@ impl<'a, R: Real> View<'a, R> {
     /// The transposed matrix, where it lies.
     pub fn t(self) -> Self {
         View { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
     }
 
     fn last(&self) -> usize {
@@ -87,6 +101,69 @@ pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>
     check(y.len(), stride, a, b);
     if a.rows > 0 && b.cols > 0 {
         gemm(y, stride, into, a, b, threads);
+    }
+}
+
+/// y (+)= a b on this thread, for matrices that fit into the second cache. A row's bits do not depend on the others
+/// where a tile multiplies.
+pub fn small<R: Real>(arch: Arch, y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>) {
+    match R::tile(arch) {
+        Some(tile) => {
+            check(y.len(), stride, a, b);
+            tiled(arch, tile, y, stride, into, a, b);
+        }
+        None => product_alone(y, stride, into, a, b, 1),
+    }
+}
+
+fn tiled<R: Real>(arch: Arch, tile: &Tile<R, R, R>, y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>) {
+    let (m, k, n, width) = (a.rows, a.cols, b.cols, tile.cols);
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    let tiles = m.div_ceil(tile.rows);
+    with_scratch(k * width, tile.rows * width, |panel: &mut [R], sums: &mut [R]| {
+        for first in (0..n).step_by(width) {
+            let cols = width.min(n - first);
+            arch.run(
+                &mut *panel,
+                #[inline(always)]
+                |panel: &mut [R]| pack(b, first, cols, width, panel),
+            );
+            for t in 0..tiles {
+                let rows = m * t / tiles..m * (t + 1) / tiles;
+                let left = Left { data: &a.data[rows.start * a.row_stride..], row: a.row_stride, step: a.col_stride };
+                tile.run(rows.len(), k, left, panel, (&mut *sums, width), true);
+                for (i, sums) in rows.zip(sums.chunks(width)) {
+                    let y = &mut y[i * stride + first..][..cols];
+                    match into {
+                        Into::Store => y.copy_from_slice(&sums[..cols]),
+                        Into::Add => y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum),
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Columns `first..first + cols` of `b`, row after row of `width`.
+#[inline(always)]
+fn pack<R: Real>(b: View<R>, first: usize, cols: usize, width: usize, panel: &mut [R]) {
+    if b.col_stride == 1 {
+        for (k, to) in panel.chunks_mut(width).enumerate() {
+            to[..cols].copy_from_slice(&b.data[k * b.row_stride + first..][..cols]);
+            to[cols..].fill(R::ZERO);
+        }
+        return;
+    }
+    if cols < width {
+        panel.fill(R::ZERO);
+    }
+    for c in 0..cols {
+        let from = &b.data[(first + c) * b.col_stride..];
+        for (k, to) in panel.iter_mut().skip(c).step_by(width).enumerate() {
+            *to = from[k * b.row_stride];
+        }
     }
 }
 

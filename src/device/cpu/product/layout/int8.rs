@@ -1,0 +1,189 @@
+//! Bytes, for inference: a scale a column of the weight and a scale a row of the left side, both symmetric.
+//!
+//! x W is (sum of x_q w_q) s_x s_w with x_q = round(x / s_x), s_x = max |x| / 127, and likewise w_q. Where a processor
+//! multiplies unsigned by signed bytes, x_q is moved up by 128, and 128 times the column's sum of w_q is taken off.
+//! Sums are whole numbers: a row's bits depend on nothing but the row, and are the same on every processor.
+
+use rayon::prelude::*;
+
+use super::super::super::lines::with_scratch;
+use super::super::super::simd::Arch;
+use super::super::panels::{Panels, Rows, multiply};
+use super::super::tile::{self, Tile};
+use super::Layout;
+
+/// The largest x_q and w_q.
+const TOP: f32 = 127.0;
+
+/// A right side in bytes.
+pub struct Int8Layout {
+    inner: usize,
+    tile: &'static Tile<u32, u32, i32>,
+    /// What x_q is moved up by.
+    shift: i32,
+    /// Four bytes of the inner dimension, the first lowest.
+    panels: Panels<u32>,
+    /// s_w of each column.
+    scales: Vec<f32>,
+    /// `shift` times the sum of each column's w_q.
+    moved: Vec<i32>,
+}
+
+/// The tile of a processor, and what it wants x_q to be moved up by.
+fn tile_of(arch: Arch) -> (&'static Tile<u32, u32, i32>, i32) {
+    match arch {
+        #[cfg(target_arch = "x86_64")]
+        Arch::Avx512 { vnni: true, .. } => (&tile::x86::INT8_AVX512, 128),
+        #[cfg(target_arch = "x86_64")]
+        Arch::Avx512 { .. } | Arch::Avx2 => (&tile::x86::INT8_AVX2, 0),
+        Arch::Portable => (&tile::INT8_PORTABLE, 0),
+    }
+}
+
+/// See [`Tile::spin`].
+pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
+    tile_of(arch).0.spin(rounds)
+}
+
+/// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
+#[inline(always)]
+fn quantised(x: f32, inverse: f32) -> i32 {
+    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits of the sum.
+    const SHIFT: f32 = 12_582_912.0;
+    let x = x * inverse;
+    let bounded = if x.abs() <= 127.0 {
+        x
+    } else if x > 0.0 {
+        127.0
+    } else if x < 0.0 {
+        -127.0
+    } else {
+        0.0
+    };
+    (bounded + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
+}
+
+/// The scale of values whose largest size is `largest`; 1 where all are zero, and no number where one of them is none.
+#[inline(always)]
+fn scale_of(largest: f32) -> f32 {
+    if largest == 0.0 { 1.0 } else { largest / TOP }
+}
+
+/// The larger size of two, and no number where one of them is none.
+#[inline(always)]
+fn larger(most: f32, x: f32) -> f32 {
+    if most >= x.abs() || most.is_nan() { most } else { x.abs() }
+}
+
+impl Layout<f32> for Int8Layout {
+    fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
+        let (tile, shift) = tile_of(arch);
+        let panels = Panels::zeros(inner.div_ceil(4), cols, tile.cols);
+        let mut layout = Int8Layout { inner, tile, shift, panels, scales: vec![1.0; cols], moved: vec![0; cols] };
+        layout.repack(value);
+        layout
+    }
+
+    fn repack(&mut self, value: impl Fn(usize, usize) -> f32 + Sync) {
+        let Int8Layout { inner, shift, panels, scales, moved, .. } = self;
+        let inner = *inner;
+        scales.par_iter_mut().enumerate().for_each(|(j, scale)| {
+            *scale = scale_of((0..inner).fold(0.0, |most, k| larger(most, value(k, j))));
+        });
+        let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), 1.0 / scales[j]) } else { 0 };
+        panels.repack(|step, j| u32::from_le_bytes(std::array::from_fn(|i| w(4 * step + i, j) as i8 as u8)));
+        moved.par_iter_mut().enumerate().for_each(|(j, moved)| {
+            *moved = *shift * (0..inner).map(|k| w(k, j)).sum::<i32>();
+        });
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        (self.inner, self.scales.len())
+    }
+
+    fn at(&self, inner: usize, col: usize) -> f32 {
+        let byte = self.panels.at(inner / 4, col).to_le_bytes()[inner % 4];
+        f32::from(byte as i8) * self.scales[col]
+    }
+
+    fn set(&mut self, inner: usize, col: usize, value: f32) {
+        // The column's scale stays, and bounds the value; training, which alone asks for this, does not run in bytes.
+        let new = quantised(value, 1.0 / self.scales[col]);
+        let bytes = self.panels.at_mut(inner / 4, col);
+        let mut all = bytes.to_le_bytes();
+        let old = i32::from(all[inner % 4] as i8);
+        all[inner % 4] = new as i8 as u8;
+        *bytes = u32::from_le_bytes(all);
+        self.moved[col] += self.shift * (new - old);
+    }
+
+    fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(bytemuck::cast_slice(self.panels.as_laid_out()));
+        visit(bytemuck::cast_slice(&self.scales));
+    }
+
+    fn multiply<E: Send>(
+        &self,
+        arch: Arch,
+        m: usize,
+        x: impl Fn(usize, &mut [f32]) + Sync,
+        y: Rows<'_, E>,
+        finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
+    ) {
+        let Int8Layout { inner, shift, scales, moved, .. } = self;
+        let steps = inner.div_ceil(4);
+        multiply(
+            arch,
+            (self.tile, self.panels.view()),
+            m,
+            y,
+            #[inline(always)]
+            |row, to: &mut [u32]| {
+                with_scratch(
+                    4 * steps,
+                    0,
+                    #[inline(always)]
+                    |wide: &mut [f32], _: &mut [u8]| {
+                        wide[*inner..].fill(0.0);
+                        x(row, &mut wide[..*inner]);
+                        let scale = scale_of(largest(wide));
+                        let inverse = 1.0 / scale;
+                        for (to, of) in to.iter_mut().zip(wide.chunks_exact(4)) {
+                            let byte = [0, 1, 2, 3].map(
+                                #[inline(always)]
+                                |i: usize| ((quantised(of[i], inverse) + shift) as u32 & 0xff) << (8 * i),
+                            );
+                            *to = byte[0] | byte[1] | byte[2] | byte[3];
+                        }
+                        to[steps] = scale.to_bits();
+                    },
+                );
+            },
+            #[inline(always)]
+            |row, col, y: &mut [E], sums: &[i32], left: &[u32]| {
+                let scale = f32::from_bits(left[steps]);
+                let mut wide = [0f32; 64];
+                let pieces = sums.chunks(64).zip(scales[col..].chunks(64)).zip(moved[col..].chunks(64));
+                for (p, (((sums, scales), moved), y)) in pieces.zip(y.chunks_mut(64)).enumerate() {
+                    let wide = &mut wide[..sums.len()];
+                    for (((to, sum), s), moved) in wide.iter_mut().zip(sums).zip(scales).zip(moved) {
+                        *to = (sum - moved) as f32 * (scale * *s);
+                    }
+                    finish(row, col + 64 * p, y, wide);
+                }
+            },
+        );
+    }
+}
+
+/// The largest size of a row's values.
+#[inline(always)]
+fn largest(row: &[f32]) -> f32 {
+    let mut lanes = [0f32; 16];
+    for part in row.chunks(16) {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane = larger(*lane, *x);
+        }
+    }
+    lanes.iter().fold(0.0, |most, x| larger(most, *x))
+}
