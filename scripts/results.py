@@ -51,6 +51,7 @@ ROWS = [
     Row("mrpc", "frozen", "3e-3", 6, (0, 1)),
     Row("stsb", "bitfit", "3e-3", 3, (0, 1, 2)),
     Row("cola", "bitfit", "3e-3", 5, (0,)),
+    Row("cola", "bitfit", "1e-3", 5, (0,), "lr1e-3"),
     Row("cola", "bitfit", "1e-2", 5, (0,), "lr1e-2"),
     Row("rte", "bitfit", "3e-3", 5, (0,)),
 ]
