@@ -102,7 +102,8 @@ fn difference(name: &str, was: Option<&Value>, is: Option<&Value>) -> String {
     if matches!(name, "base" | "tokenizer" | "training rows" | DEV_ROWS) {
         return format!("the {name} differ{}", if name.ends_with("rows") { "" } else { "s" });
     }
-    let shown = |value: Option<&Value>| value.filter(|v| !v.is_null()).map_or("unset".to_string(), Value::to_string);
+    let unset = if name == "precision" { "f32" } else { "unset" };
+    let shown = |value: Option<&Value>| value.filter(|v| !v.is_null()).map_or(unset.to_string(), Value::to_string);
     format!("{name} was {} and is {}", shown(was), shown(is))
 }
 
