@@ -10,7 +10,7 @@ use super::buffer::{Mat, Space};
 use super::lines::with_scratch;
 use super::precision::{Precision, Stored};
 use super::product::panels::{Rows, Shared};
-use super::product::strided::{Into, View, small};
+use super::product::strided::{View, small};
 use super::real::{Real, dot, lane_sum};
 use super::{Act, Cpu, Row, Stream, Three, multipliers};
 use crate::device::ops::Site;
@@ -141,7 +141,7 @@ impl<P: Precision> Cpu<P> {
                     },
                 );
                 let (qs, ks, vs) = (View::new(qs, m, d), View::new(ks, len, d), View::new(vs, len, d));
-                small(self.arch, p, len, Into::Store, qs, ks.t());
+                small(self.arch, p, len, qs, ks.t());
                 self.arch.run(
                     (&mut *p, &mut *mask, &mut lse),
                     #[inline(always)]
@@ -152,7 +152,7 @@ impl<P: Precision> Cpu<P> {
                         self.drop_probabilities(&head, site, p, mask);
                     },
                 );
-                small(self.arch, os, d, Into::Store, View::new(p, m, len), vs);
+                small(self.arch, os, d, View::new(p, m, len), vs);
                 self.arch.run(
                     &mut o,
                     #[inline(always)]
@@ -212,8 +212,8 @@ impl<P: Precision> Cpu<P> {
                 {
                     let (qs, ks) = (View::new(qs, m, d), View::new(ks, len, d));
                     let (vs, d_os) = (View::new(vs, len, d), View::new(d_os, m, d));
-                    small(self.arch, p, len, Into::Store, qs, ks.t());
-                    small(self.arch, dp, len, Into::Store, d_os, vs.t());
+                    small(self.arch, p, len, qs, ks.t());
+                    small(self.arch, dp, len, d_os, vs.t());
                 }
                 self.arch.run(
                     (&mut *p, &mut *dp, &mut *mask),
@@ -237,9 +237,9 @@ impl<P: Precision> Cpu<P> {
                 );
                 // `p` holds dS / sqrt D now, `dp` holds M * P.
                 let (p, dp) = (View::new(p, m, len), View::new(dp, m, len));
-                small(self.arch, dqs, d, Into::Store, p, View::new(ks, len, d));
-                small(self.arch, dks, d, Into::Store, p.t(), View::new(qs, m, d));
-                small(self.arch, vs, d, Into::Store, dp.t(), View::new(d_os, m, d));
+                small(self.arch, dqs, d, p, View::new(ks, len, d));
+                small(self.arch, dks, d, p.t(), View::new(qs, m, d));
+                small(self.arch, vs, d, dp.t(), View::new(d_os, m, d));
                 self.arch.run(
                     (&mut q, &mut k, &mut v),
                     #[inline(always)]

@@ -26,7 +26,6 @@ pub fn lines_of<E>(n: usize) -> usize {
 }
 
 /// An array that begins at a cache line.
-#[derive(Clone)]
 pub struct Lines<E> {
     data: Vec<Line>,
     len: usize,

@@ -42,24 +42,6 @@ impl<P: Precision> Cpu<P> {
         );
     }
 
-    /// x W' + b[g].
-    fn times_plus<X: Stored<P::Real>>(&self, x: &Mat<X>, w: &Weight<P>, b: &Vectors<P::Real>) -> Act<P> {
-        let mut y = self.mat(x.space, w.n_out());
-        self.times(
-            x,
-            w.for_forward(),
-            &mut y,
-            #[inline(always)]
-            |i, col, y: &mut [P::Stored], sums| {
-                let b = &b.of(self.place(x.space, i).group)[col..];
-                for ((y, sum), b) in y.iter_mut().zip(sums).zip(b) {
-                    *y = P::Stored::store(*sum + *b);
-                }
-            },
-        );
-        y
-    }
-
     /// f(u) W'.
     fn activated_times<F: Function>(&self, u: &Act<P>, w: &Weight<P>) -> Stream<P> {
         let mut y = self.mat(u.space, w.n_out());
@@ -220,7 +202,20 @@ impl<P: Precision> Ops for Cpu<P> {
     }
 
     fn linear(&mut self, x: &Stream<P>, w: &Weight<P>, b: &Vectors<P::Real>) -> Act<P> {
-        self.times_plus(x, w, b)
+        let mut y = self.mat(x.space, w.n_out());
+        self.times(
+            x,
+            w.for_forward(),
+            &mut y,
+            #[inline(always)]
+            |i, col, y: &mut [P::Stored], sums| {
+                let b = &b.of(self.place(x.space, i).group)[col..];
+                for ((y, sum), b) in y.iter_mut().zip(sums).zip(b) {
+                    *y = P::Stored::store(*sum + *b);
+                }
+            },
+        );
+        y
     }
 
     fn linear_back(&mut self, dy: Act<P>, w: &Weight<P>, mut dx: Stream<P>) -> Stream<P> {
@@ -267,7 +262,7 @@ impl<P: Precision> Ops for Cpu<P> {
         bi: &Vectors<P::Real>,
         wo: &Weight<P>,
     ) -> (Act<P>, Stream<P>) {
-        let u = self.times_plus(x, wi, bi);
+        let u = self.linear(x, wi, bi);
         let y = match self.arithmetic.activation {
             Activation::Gelu => self.activated_times::<Gelu>(&u, wo),
             Activation::GeluTanh => self.activated_times::<GeluTanh>(&u, wo),

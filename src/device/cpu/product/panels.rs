@@ -79,14 +79,14 @@ impl<B: Element> Panels<B> {
     }
 
     /// All of it, to multiply by.
-    pub fn view(&self) -> View<'_, B> {
-        View { steps: self.steps, cols: self.cols, width: self.width, data: &self.data }
+    pub fn view(&self) -> PanelsView<'_, B> {
+        PanelsView { steps: self.steps, cols: self.cols, width: self.width, data: &self.data }
     }
 }
 
 /// A right side in panels, wherever it lies.
 #[derive(Clone, Copy)]
-pub struct View<'b, B> {
+pub struct PanelsView<'b, B> {
     /// Steps.
     pub steps: usize,
     /// Columns.
@@ -97,11 +97,11 @@ pub struct View<'b, B> {
     pub data: &'b [B],
 }
 
-impl<B> View<'_, B> {
+impl<B> PanelsView<'_, B> {
     /// Another right side in panels of the same shape.
-    pub fn over<C>(self, data: &[C]) -> View<'_, C> {
+    pub fn over<C>(self, data: &[C]) -> PanelsView<'_, C> {
         assert_eq!(self.data.len(), data.len(), "panels of the same shape");
-        View { steps: self.steps, cols: self.cols, width: self.width, data }
+        PanelsView { steps: self.steps, cols: self.cols, width: self.width, data }
     }
 
     /// Steps `steps` of panel `j`.
@@ -155,11 +155,11 @@ impl<'y, E> Shared<'y, E> {
 /// A product of `m` rows, cut into `tiles` tiles of rows of one height, give or take a row.
 struct Cut<'p, A: 'static, B: 'static, C: 'static> {
     tile: &'p Tile<A, B, C>,
-    b: View<'p, B>,
+    b: PanelsView<'p, B>,
     m: usize,
     tiles: usize,
-    /// Elements, of four bytes, from one prepared row to the next: an odd number of lines, as at a power of two all rows would fall
-    /// into the same few sets of the cache.
+    /// Elements, of four bytes, from one prepared row to the next: an odd number of lines, as at a power of two all
+    /// rows would fall into the same few sets of the cache.
     ld: usize,
 }
 
@@ -234,7 +234,7 @@ impl<A: Element, B: Element, C: Element> Cut<'_, A, B, C> {
 /// what `prepare` wrote.
 pub fn multiply<A: Element, B: Element, C: Element, E: Send>(
     arch: Arch,
-    (tile, b): (&Tile<A, B, C>, View<'_, B>),
+    (tile, b): (&Tile<A, B, C>, PanelsView<'_, B>),
     m: usize,
     y: Rows<'_, E>,
     prepare: impl Fn(usize, &mut [A]) + Sync,

@@ -69,13 +69,13 @@ fn least_rows(n: usize) -> usize {
     if n <= 64 { 65 } else { (256 / n + 1).max(2) }
 }
 
-/// y (+)= a b, y in rows `stride` apart; a row's bits do not depend on the others. `threads` of the current pool take
+/// y = a b, y in rows `stride` apart; a row's bits do not depend on the others. `threads` of the current pool take
 /// part; 1 stays on this thread.
-pub fn product<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
+pub fn product<R: Real>(y: &mut [R], stride: usize, a: View<R>, b: View<R>, threads: usize) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     let rows = least_rows(n);
     if m >= rows || m == 0 {
-        return product_alone(y, stride, into, a, b, threads);
+        return product_alone(y, stride, Into::Store, a, b, threads);
     }
     check(y.len(), stride, a, b);
     let mut padded = vec![R::ZERO; rows * k];
@@ -85,18 +85,13 @@ pub fn product<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: V
         }
     }
     let mut out = vec![R::ZERO; rows * n];
-    if into == Into::Add {
-        for (out, y) in out.chunks_mut(n).zip(y.chunks(stride)).take(m) {
-            out.copy_from_slice(&y[..n]);
-        }
-    }
-    gemm(&mut out, n, into, View::new(&padded, rows, k), b, threads);
+    gemm(&mut out, n, Into::Store, View::new(&padded, rows, k), b, threads);
     for (out, y) in out.chunks(n).zip(y.chunks_mut(stride)).take(m) {
         y[..n].copy_from_slice(out);
     }
 }
 
-/// As [`product`], but a row's bits may depend on how many there are.
+/// y (+)= a b, as [`product`], but a row's bits may depend on how many there are.
 pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
     check(y.len(), stride, a, b);
     if a.rows > 0 && b.cols > 0 {
@@ -104,19 +99,19 @@ pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>
     }
 }
 
-/// y (+)= a b on this thread, for matrices that fit into the second cache. A row's bits do not depend on the others
+/// y = a b on this thread, for matrices that fit into the second cache. A row's bits do not depend on the others
 /// where a tile multiplies.
-pub fn small<R: Real>(arch: Arch, y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>) {
+pub fn small<R: Real>(arch: Arch, y: &mut [R], stride: usize, a: View<R>, b: View<R>) {
     match R::tile(arch) {
         Some(tile) => {
             check(y.len(), stride, a, b);
-            tiled(arch, tile, y, stride, into, a, b);
+            tiled(arch, tile, y, stride, a, b);
         }
-        None => product_alone(y, stride, into, a, b, 1),
+        None => product_alone(y, stride, Into::Store, a, b, 1),
     }
 }
 
-fn tiled<R: Real>(arch: Arch, tile: &Tile<R, R, R>, y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>) {
+fn tiled<R: Real>(arch: Arch, tile: &Tile<R, R, R>, y: &mut [R], stride: usize, a: View<R>, b: View<R>) {
     let (m, k, n, width) = (a.rows, a.cols, b.cols, tile.cols);
     if m == 0 || n == 0 || k == 0 {
         return;
@@ -135,11 +130,7 @@ fn tiled<R: Real>(arch: Arch, tile: &Tile<R, R, R>, y: &mut [R], stride: usize, 
                 let left = Left { data: &a.data[rows.start * a.row_stride..], row: a.row_stride, step: a.col_stride };
                 tile.run(rows.len(), k, left, panel, (&mut *sums, width), true);
                 for (i, sums) in rows.zip(sums.chunks(width)) {
-                    let y = &mut y[i * stride + first..][..cols];
-                    match into {
-                        Into::Store => y.copy_from_slice(&sums[..cols]),
-                        Into::Add => y.iter_mut().zip(sums).for_each(|(y, sum)| *y += *sum),
-                    }
+                    y[i * stride + first..][..cols].copy_from_slice(&sums[..cols]);
                 }
             }
         }
@@ -205,17 +196,8 @@ fn gemm<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>,
 
 #[cfg(test)]
 mod tests {
+    use super::super::values;
     use super::*;
-
-    fn values(n: usize, seed: u64) -> Vec<f32> {
-        let mut s = seed;
-        (0..n)
-            .map(|_| {
-                s = s.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                ((s >> 40) as f32 / (1 << 24) as f32) - 0.5
-            })
-            .collect()
-    }
 
     #[test]
     fn a_row_has_the_same_bits_whatever_the_other_rows_and_the_threads() {
@@ -227,7 +209,7 @@ mod tests {
                 let mut y = vec![0f32; m * n];
                 // Both directions a layer uses: x W' with W (n, k), and dy W with W (k, n).
                 let b = if back { View::new(&w, k, n) } else { View::new(&w, n, k).t() };
-                product(&mut y, n, Into::Store, View::new(&a[first * k..], m, k), b, threads);
+                product(&mut y, n, View::new(&a[first * k..], m, k), b, threads);
                 y
             };
             for back in [false, true] {
@@ -247,7 +229,7 @@ mod tests {
     fn a_product_adds_where_it_is_told_to() {
         let (a, b) = ([1.0, 2.0], [3.0, 4.0]);
         let mut y = [10.0f64];
-        product(&mut y, 1, Into::Add, View::new(&a, 1, 2), View::new(&b, 2, 1), 1);
+        product_alone(&mut y, 1, Into::Add, View::new(&a, 1, 2), View::new(&b, 2, 1), 1);
         assert_eq!(y, [21.0]);
     }
 }

@@ -43,7 +43,7 @@ fn pair(a: f32, b: f32) -> u32 {
 
 /// Gives a closure back: a `let` cannot carry the attribute that inlines it.
 #[inline(always)]
-fn rounded<F: Fn(usize, &mut [f32]) + Sync>(f: F) -> F {
+fn inlined<F: Fn(usize, &mut [f32]) + Sync>(f: F) -> F {
     f
 }
 
@@ -157,7 +157,7 @@ impl Layout<f32> for Bf16Layout {
                 |row, col, y: &mut [E], sums: &[f32], _: &[u32]| finish(row, col, y, sums),
             ),
             Kind::Stored(tile, panels) => {
-                let x = rounded(
+                let x = inlined(
                     #[inline(always)]
                     |row: usize, to: &mut [f32]| {
                         x(row, to);

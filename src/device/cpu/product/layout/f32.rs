@@ -2,7 +2,7 @@
 
 use super::super::super::real::Real;
 use super::super::super::simd::Arch;
-use super::super::panels::{self, Panels, Rows, multiply};
+use super::super::panels::{Panels, PanelsView, Rows, multiply};
 use super::super::tile::Tile;
 use super::{Layout, Plain};
 
@@ -80,7 +80,7 @@ impl Layout<f32> for F32Layout {
 pub(super) fn by_tile<E: Send>(
     arch: Arch,
     tile: &Tile<f32, f32, f32>,
-    b: panels::View<'_, f32>,
+    b: PanelsView<'_, f32>,
     m: usize,
     x: impl Fn(usize, &mut [f32]) + Sync,
     y: Rows<'_, E>,

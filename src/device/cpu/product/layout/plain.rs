@@ -6,7 +6,7 @@ use super::super::super::lines::with_scratch;
 use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::Rows;
-use super::super::strided::{Into, View, product};
+use super::super::strided::{View, product};
 use super::Layout;
 
 /// Rows of a block where the `gemm` crate multiplies.
@@ -81,7 +81,7 @@ pub(super) fn by_gemm<R: Real, E: Send>(
                 #[inline(always)]
                 |left: &mut [R]| left.chunks_mut(inner).enumerate().for_each(|(i, to)| x(first + i, to)),
             );
-            product(sums, cols, Into::Store, View::new(left, rows, inner), b, threads);
+            product(sums, cols, View::new(left, rows, inner), b, threads);
             arch.run(
                 y,
                 #[inline(always)]

@@ -6,21 +6,12 @@ use super::super::super::precision::Stored;
 use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::Rows;
+use super::super::values;
 use super::{Bf16Layout, F32Layout, Int8Layout, Layout, Plain};
 
 /// (rows, inner, columns): tiles whole and cut short, one and several blocks of the inner dimension, few rows.
 const SHAPES: [(usize, usize, usize); 8] =
     [(1, 7, 3), (2, 16, 16), (5, 33, 40), (13, 64, 64), (40, 96, 33), (150, 384, 96), (29, 1024, 64), (31, 3072, 48)];
-
-fn values(n: usize, seed: u64) -> Vec<f32> {
-    let mut s = seed;
-    (0..n)
-        .map(|_| {
-            s = s.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            ((s >> 40) as f32 / (1 << 24) as f32) - 0.5
-        })
-        .collect()
-}
 
 fn threads(n: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()
