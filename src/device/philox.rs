@@ -12,18 +12,28 @@ use super::ops::Site;
 const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
+/// The low half of a lane.
+const LOW: u64 = u32::MAX as u64;
+
+#[cfg(target_endian = "big")]
+compile_error!("draws are taken from words as they lie in memory, low half first");
+
 /// Ten rounds for `L` counters at once, lane by lane: words of the counters in, words of the draws out.
+///
+/// A word stands in the low half of a lane; what stands in the high half is ignored, and is anything on the way out. So
+/// a multiplication of halves is all that a lane needs, and no word is ever moved to another lane.
 #[inline(always)]
-pub fn philox<const L: usize>(mut c: [[u32; L]; 4], mut key: [u32; 2]) -> [[u32; L]; 4] {
+pub fn philox<const L: usize>(mut c: [[u64; L]; 4], mut key: [u32; 2]) -> [[u64; L]; 4] {
     for _ in 0..10 {
+        let [k0, k1] = key.map(u64::from);
         let mut next = [[0; L]; 4];
         for i in 0..L {
-            let p0 = u64::from(c[0][i]) * MULTIPLIERS[0];
-            let p1 = u64::from(c[2][i]) * MULTIPLIERS[1];
-            next[0][i] = (p1 >> 32) as u32 ^ c[1][i] ^ key[0];
-            next[1][i] = p1 as u32;
-            next[2][i] = (p0 >> 32) as u32 ^ c[3][i] ^ key[1];
-            next[3][i] = p0 as u32;
+            let p0 = (c[0][i] & LOW) * MULTIPLIERS[0];
+            let p1 = (c[2][i] & LOW) * MULTIPLIERS[1];
+            next[0][i] = (p1 >> 32) ^ c[1][i] ^ k0;
+            next[1][i] = p1;
+            next[2][i] = (p0 >> 32) ^ c[3][i] ^ k1;
+            next[3][i] = p0;
         }
         c = next;
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
@@ -59,22 +69,30 @@ impl MaskRow {
         65536.0 / f64::from(65536 - self.cut)
     }
 
-    /// Calls `put(first, draws)` for blocks of 128 elements of the row, until at least `n` have been drawn.
+    /// Calls `put(first, draws)` for the elements of the row from `first` on, block by block, until at least `n` have
+    /// been drawn.
     #[inline(always)]
-    pub fn blocks(&self, n: usize, mut put: impl FnMut(usize, &[u16; 128])) {
-        const L: usize = 16;
-        for first in (0..n.div_ceil(8)).step_by(L) {
-            let [row, place, step] = self.counter.map(|word| [word; L]);
-            let words = philox([std::array::from_fn(|i| (first + i) as u32), row, place, step], self.key);
-            let mut draws = [0u16; 8 * L];
-            for i in 0..L {
-                for (w, word) in words.iter().enumerate() {
-                    draws[8 * i + 2 * w] = word[i] as u16;
-                    draws[8 * i + 2 * w + 1] = (word[i] >> 16) as u16;
-                }
+    pub fn blocks(&self, n: usize, mut put: impl FnMut(usize, &[u16])) {
+        let mut first = 0;
+        while n > first {
+            if n - first > 64 {
+                put(first, bytemuck::cast_slice(self.draws::<16>(first / 8).as_flattened()));
+                first += 128;
+            } else {
+                put(first, bytemuck::cast_slice(self.draws::<8>(first / 8).as_flattened()));
+                first += 64;
             }
-            put(first * 8, &draws);
         }
+    }
+
+    /// The draws of `L` calls from number `first` on, four to a word.
+    #[inline(always)]
+    fn draws<const L: usize>(&self, first: usize) -> [[u64; 2]; L] {
+        let [row, place, step] = self.counter.map(|word| [u64::from(word); L]);
+        let words = philox([std::array::from_fn(|i| (first + i) as u64), row, place, step], self.key);
+        std::array::from_fn(|i| {
+            [words[0][i] & LOW | words[1][i] << 32, words[2][i] & LOW | words[3][i] << 32]
+        })
     }
 
     /// The draw at and above which an element is kept.
@@ -107,7 +125,7 @@ mod tests {
             ),
         ];
         for (counter, key, expected) in cases {
-            assert_eq!(philox(counter.map(|c| [c]), key).map(|w| w[0]), expected);
+            assert_eq!(philox(counter.map(|c| [u64::from(c)]), key).map(|w| w[0] as u32), expected);
         }
     }
 
