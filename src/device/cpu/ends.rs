@@ -64,7 +64,7 @@ impl<P: Precision> Cpu<P> {
             let y = Rows { data: &mut pooled.data[rows.start * h..rows.end * h], stride: h };
             let read = |i: usize, to: &mut [P::Real]| to.copy_from_slice(x.row(rows.start + i));
             w.for_forward().multiply(self.arch, rows.len(), read, y, |i, col, y: &mut [P::Stored], sums| {
-                let b = &b.of(self.place(Space::Firsts, rows.start + i).group)[col..];
+                let b = &b.of(self.group(Space::Firsts, rows.start + i))[col..];
                 for ((y, sum), b) in y.iter_mut().zip(sums).zip(b) {
                     *y = P::Stored::store((*sum + *b).tanh());
                 }
@@ -124,7 +124,7 @@ impl<P: Precision> Cpu<P> {
         let (h, widest) = (pooled.cols, c.bias.n);
         let mut logits: Stream<P> = self.zeros(Space::Firsts, widest);
         for i in 0..pooled.rows {
-            let g = self.place(Space::Firsts, i).group;
+            let g = self.group(Space::Firsts, i);
             let x = self.dropped(pooled, i);
             let (weight, bias) = (c.weight.of(g), c.bias.of(g));
             for (k, z) in logits.row_mut(i)[..c.n_outputs[g]].iter_mut().enumerate() {
@@ -141,7 +141,7 @@ impl<P: Precision> Cpu<P> {
             Mat { rows: groups, cols: 1, space: Space::Firsts, data: self.pool.take(groups, groups) };
         losses.data.fill(P::Real::ZERO);
         for i in 0..logits.rows {
-            let g = self.place(Space::Firsts, i).group;
+            let g = self.group(Space::Firsts, i);
             let scale = P::Real::of(f64::from(loss[g].scale));
             let z = &mut logits.row_mut(i)[..n_outputs[g]];
             match self.batch.targets()[i] {

@@ -59,6 +59,8 @@ pub struct Cpu<P: Precision> {
     dropout: Dropout,
     /// The sequence of each token row.
     sequence: Vec<u32>,
+    /// The group of each token row.
+    group: Vec<u32>,
     precision: PhantomData<P>,
 }
 
@@ -101,6 +103,7 @@ impl<P: Precision> Cpu<P> {
             batch: Arc::new(Batch::new()),
             dropout: Dropout::NONE,
             sequence: Vec::new(),
+            group: Vec::new(),
             precision: PhantomData,
         }
     }
@@ -140,6 +143,15 @@ impl<P: Precision> Cpu<P> {
             Space::Firsts => (row, 0),
         };
         Row { sequence, group: self.batch.groups()[sequence], position }
+    }
+
+    /// The group of a row.
+    #[inline(always)]
+    fn group(&self, space: Space, row: usize) -> usize {
+        match space {
+            Space::Tokens => self.group[row] as usize,
+            Space::Firsts => self.batch.groups()[row],
+        }
     }
 
     /// The mask of a row at a site, or `None` where nothing is dropped there.
@@ -234,8 +246,10 @@ impl<P: Precision> Device for Cpu<P> {
             self.room = batch.n_tokens();
         }
         self.sequence.clear();
-        for s in 0..batch.n_sequences() {
+        self.group.clear();
+        for (s, g) in batch.groups().iter().enumerate() {
             self.sequence.extend(batch.tokens_of(s).map(|_| s as u32));
+            self.group.resize(self.sequence.len(), *g as u32);
         }
         self.batch = batch;
         self.dropout = dropout;

@@ -209,7 +209,7 @@ impl<P: Precision> Ops for Cpu<P> {
             &mut y,
             #[inline(always)]
             |i, col, y: &mut [P::Stored], sums| {
-                let b = &b.of(self.place(x.space, i).group)[col..];
+                let b = &b.of(self.group(x.space, i))[col..];
                 for ((y, sum), b) in y.iter_mut().zip(sums).zip(b) {
                     *y = P::Stored::store(*sum + *b);
                 }
