@@ -17,6 +17,11 @@ pub trait Stored<R: Real>: Element {
     fn store(value: R) -> Self;
     /// The values as they lie, where they are stored at full width.
     fn whole(values: &[Self]) -> Option<&[R]>;
+    /// The values as they lie, two by two, where they are an even number of bf16.
+    #[inline(always)]
+    fn pairs(_: &[Self]) -> Option<&[u32]> {
+        None
+    }
 }
 
 impl Stored<f32> for f32 {
@@ -68,6 +73,19 @@ impl Stored<f32> for bf16 {
 
     fn whole(_: &[bf16]) -> Option<&[f32]> {
         None
+    }
+
+    #[inline(always)]
+    fn pairs(values: &[bf16]) -> Option<&[u32]> {
+        bytemuck::try_cast_slice(values).ok()
+    }
+}
+
+/// Values at full width.
+#[inline(always)]
+pub fn load<R: Real, E: Stored<R>>(from: &[E], to: &mut [R]) {
+    for (to, x) in to.iter_mut().zip(from) {
+        *to = x.load();
     }
 }
 

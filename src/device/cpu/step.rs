@@ -4,22 +4,14 @@ use rayon::prelude::*;
 
 use super::activation::{Function, Gelu, GeluTanh, Relu};
 use super::buffer::{Buffer, Mat, Matrix, Space, Vectors};
-use super::precision::{Precision, Stored};
-use super::product::layout::Layout;
+use super::precision::{Precision, Stored, load};
+use super::product::layout::{AsStored, Layout};
 use super::product::panels::Rows;
 use super::product::strided::{Into, View, product_alone};
 use super::real::{Real, dot};
 use super::weights::Weight;
 use super::{Act, Cpu, Stream};
 use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
-
-/// Writes a row of activations out at full width.
-#[inline(always)]
-fn load<R: Real, E: Stored<R>>(from: &[E], to: &mut [R]) {
-    for (to, x) in to.iter_mut().zip(from) {
-        *to = x.load();
-    }
-}
 
 impl<P: Precision> Cpu<P> {
     /// finish(x W) for rows that are read as they lie.
@@ -32,14 +24,7 @@ impl<P: Precision> Cpu<P> {
     ) {
         assert_eq!((x.cols, y.cols), w.shape(), "both sides of a product fit its weight");
         let to = Rows { stride: y.cols, data: &mut y.data };
-        w.multiply(
-            self.arch,
-            x.rows,
-            #[inline(always)]
-            |i, to: &mut [P::Real]| load(x.row(i), to),
-            to,
-            finish,
-        );
+        w.multiply(self.arch, x.rows, AsStored(&x.data, x.cols), to, finish);
     }
 
     /// f(u) W'.

@@ -13,7 +13,7 @@ use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
 use super::super::strided::View;
 use super::super::tile::{self, Tile};
-use super::Layout;
+use super::{Layout, LeftSide};
 use super::f32::by_tile;
 use super::plain::by_gemm;
 
@@ -124,7 +124,7 @@ impl Layout<f32> for Bf16Layout {
         &self,
         arch: Arch,
         m: usize,
-        x: impl Fn(usize, &mut [f32]) + Sync,
+        x: impl LeftSide<f32>,
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
@@ -140,13 +140,17 @@ impl Layout<f32> for Bf16Layout {
                 y,
                 #[inline(always)]
                 |row, to: &mut [u32]| {
+                    if let Some(pairs) = x.pairs(row) {
+                        to[..pairs.len()].copy_from_slice(pairs);
+                        return;
+                    }
                     with_scratch(
                         inner.next_multiple_of(2),
                         0,
                         #[inline(always)]
                         |wide: &mut [f32], _: &mut [u8]| {
                             wide[inner..].fill(0.0);
-                            x(row, &mut wide[..inner]);
+                            x.write(row, &mut wide[..inner]);
                             for (to, of) in to.iter_mut().zip(wide.chunks_exact(2)) {
                                 *to = pair(of[0], of[1]);
                             }
@@ -160,7 +164,7 @@ impl Layout<f32> for Bf16Layout {
                 let x = inlined(
                     #[inline(always)]
                     |row: usize, to: &mut [f32]| {
-                        x(row, to);
+                        x.write(row, to);
                         to.iter_mut().for_each(|x| *x = bf16::store(*x).load());
                     },
                 );

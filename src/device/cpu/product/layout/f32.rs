@@ -4,7 +4,7 @@ use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, PanelsView, Rows, multiply};
 use super::super::tile::Tile;
-use super::{Layout, Plain};
+use super::{Layout, LeftSide, Plain};
 
 /// A right side in f32: in a tile's panels, or plain where this processor has no tile.
 pub enum F32Layout {
@@ -65,7 +65,7 @@ impl Layout<f32> for F32Layout {
         &self,
         arch: Arch,
         m: usize,
-        x: impl Fn(usize, &mut [f32]) + Sync,
+        x: impl LeftSide<f32>,
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
@@ -82,7 +82,7 @@ pub(super) fn by_tile<E: Send>(
     tile: &Tile<f32, f32, f32>,
     b: PanelsView<'_, f32>,
     m: usize,
-    x: impl Fn(usize, &mut [f32]) + Sync,
+    x: impl LeftSide<f32>,
     y: Rows<'_, E>,
     finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
 ) {
@@ -93,7 +93,7 @@ pub(super) fn by_tile<E: Send>(
         m,
         y,
         #[inline(always)]
-        |row, to: &mut [f32]| x(row, &mut to[..steps]),
+        |row, to: &mut [f32]| x.write(row, &mut to[..steps]),
         #[inline(always)]
         |row, col, y: &mut [E], sums: &[f32], _: &[f32]| finish(row, col, y, sums),
     );

@@ -10,7 +10,7 @@ use super::super::super::lines::with_scratch;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
 use super::super::tile::{self, Tile};
-use super::Layout;
+use super::{Layout, LeftSide};
 
 /// The largest x_q and w_q.
 const TOP: f32 = 127.0;
@@ -126,7 +126,7 @@ impl Layout<f32> for Int8Layout {
         &self,
         arch: Arch,
         m: usize,
-        x: impl Fn(usize, &mut [f32]) + Sync,
+        x: impl LeftSide<f32>,
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
@@ -145,7 +145,7 @@ impl Layout<f32> for Int8Layout {
                     #[inline(always)]
                     |wide: &mut [f32], _: &mut [u8]| {
                         wide[*inner..].fill(0.0);
-                        x(row, &mut wide[..*inner]);
+                        x.write(row, &mut wide[..*inner]);
                         let scale = scale_of(largest(wide));
                         let inverse = 1.0 / scale;
                         for (to, of) in to.iter_mut().zip(wide.chunks_exact(4)) {

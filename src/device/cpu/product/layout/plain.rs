@@ -7,7 +7,7 @@ use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::Rows;
 use super::super::strided::{View, product};
-use super::Layout;
+use super::{Layout, LeftSide};
 
 /// Rows of a block where the `gemm` crate multiplies.
 const GEMM_ROWS: usize = 64;
@@ -54,7 +54,7 @@ impl<R: Real> Layout<R> for Plain<R> {
         &self,
         arch: Arch,
         m: usize,
-        x: impl Fn(usize, &mut [R]) + Sync,
+        x: impl LeftSide<R>,
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[R]) + Sync,
     ) {
@@ -67,7 +67,7 @@ pub(super) fn by_gemm<R: Real, E: Send>(
     arch: Arch,
     b: View<'_, R>,
     m: usize,
-    x: impl Fn(usize, &mut [R]) + Sync,
+    x: impl LeftSide<R>,
     y: Rows<'_, E>,
     finish: impl Fn(usize, usize, &mut [E], &[R]) + Sync,
 ) {
@@ -79,7 +79,7 @@ pub(super) fn by_gemm<R: Real, E: Send>(
             arch.run(
                 &mut *left,
                 #[inline(always)]
-                |left: &mut [R]| left.chunks_mut(inner).enumerate().for_each(|(i, to)| x(first + i, to)),
+                |left: &mut [R]| left.chunks_mut(inner).enumerate().for_each(|(i, to)| x.write(first + i, to)),
             );
             product(sums, cols, View::new(left, rows, inner), b, threads);
             arch.run(
