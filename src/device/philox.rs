@@ -90,9 +90,7 @@ impl MaskRow {
     fn draws<const L: usize>(&self, first: usize) -> [[u64; 2]; L] {
         let [row, place, step] = self.counter.map(|word| [u64::from(word); L]);
         let words = philox([std::array::from_fn(|i| (first + i) as u64), row, place, step], self.key);
-        std::array::from_fn(|i| {
-            [words[0][i] & LOW | words[1][i] << 32, words[2][i] & LOW | words[3][i] << 32]
-        })
+        std::array::from_fn(|i| [words[0][i] & LOW | words[1][i] << 32, words[2][i] & LOW | words[3][i] << 32])
     }
 
     /// The draw at and above which an element is kept.

@@ -10,7 +10,8 @@ use super::buffer::{Mat, Space};
 use super::lines::with_scratch;
 use super::precision::{Precision, Stored};
 use super::product::panels::{Rows, Shared};
-use super::product::strided::{View, small};
+use super::product::small::Operand;
+use super::product::strided::View;
 use super::real::{Real, dot, lane_sum};
 use super::{Act, Cpu, Row, Stream, Three, multipliers};
 use crate::device::ops::Site;
@@ -31,20 +32,6 @@ impl<E> Part<'_, '_, E> {
         // SAFETY: `each_head` makes one part a head of a sequence, and heads have no columns, sequences no rows in
         // common.
         unsafe { self.of.row(self.rows.0 + i, self.cols.0..self.cols.0 + self.cols.1) }
-    }
-
-    /// All values, row after row.
-    #[inline(always)]
-    fn load<R: Real>(&mut self, to: &mut [R])
-    where
-        E: Stored<R>,
-    {
-        let cols = self.cols.1;
-        for (i, to) in to.chunks_exact_mut(cols).enumerate() {
-            for (to, x) in to.iter_mut().zip(self.row(i)) {
-                *to = x.load();
-            }
-        }
     }
 
     /// Replaces all values.
@@ -102,18 +89,10 @@ impl<P: Precision> Cpu<P> {
         Part { of, rows: self.rows_of(space, head.sequence), cols: (head.head * width, width) }
     }
 
-    /// M * P of one head over P, row by row.
-    #[inline(always)]
-    fn drop_probabilities(&self, head: &Head, site: Site, p: &mut [P::Real], mask: &mut [P::Real]) {
-        for (position, p) in p.chunks_mut(head.len).enumerate() {
-            let row = Row { sequence: head.sequence, group: 0, position };
-            if let Some(m) = self.mask(row, head.head, site) {
-                multipliers(&m, mask);
-                for (p, m) in p.iter_mut().zip(mask.iter()) {
-                    *p *= *m;
-                }
-            }
-        }
+    /// A head's values of a sequence, as they lie.
+    fn head_of<'x, E: super::Element>(&self, x: &'x Mat<E>, head: &Head) -> View<'x, E> {
+        let (first, rows) = self.rows_of(x.space, head.sequence);
+        View::strided(&x.data[first * x.cols + head.head * head.d..], rows, head.d, x.cols)
     }
 
     pub(super) fn attention_forward(&self, q: &Act<P>, k: &Act<P>, v: &Act<P>, site: Site) -> (Act<P>, Stream<P>) {
@@ -121,38 +100,32 @@ impl<P: Precision> Cpu<P> {
         let (mut o, mut lse) = (self.mat(q.space, h), self.mat(q.space, self.arithmetic.n_heads));
         let (o_shared, lse_shared) = (share(&mut o), share(&mut lse));
         self.each_head(q.space, h, |head| {
-            let Head { m, len, d, .. } = head;
+            let Head { sequence, m, len, d, .. } = head;
             let scale = P::Real::of(1.0 / (d as f64).sqrt());
             let mut o = self.part(&o_shared, q.space, &head, d);
             let mut lse = self.part(&lse_shared, q.space, &head, 1);
-            let of = |x: &Act<P>, to: &mut [P::Real]| self.head_of(x, &head, to);
-            with_scratch(2 * len * d + m * len + len, 2 * m * d, |keys: &mut [P::Real], queries: &mut [P::Real]| {
-                let (ks, rest) = keys.split_at_mut(len * d);
-                let (vs, rest) = rest.split_at_mut(len * d);
-                let (p, mask) = rest.split_at_mut(m * len);
-                let (qs, os) = queries.split_at_mut(m * d);
+            let (qs, ks, vs) = (self.head_of(q, &head), self.head_of(k, &head), self.head_of(v, &head));
+            with_scratch(m * len + len + m * d, m * len, |scratch: &mut [P::Real], p: &mut [P::Stored]| {
+                let (scores, rest) = scratch.split_at_mut(m * len);
+                let (mask, os) = rest.split_at_mut(len);
+                P::Stored::small(self.arch, scores, len, qs, ks.t());
                 self.arch.run(
-                    (&mut *qs, &mut *ks, &mut *vs),
+                    (&mut *scores, &mut *p, &mut *mask, &mut lse),
                     #[inline(always)]
-                    |(qs, ks, vs): Three<'_, P::Real>| {
-                        of(q, qs);
-                        of(k, ks);
-                        of(v, vs);
-                    },
-                );
-                let (qs, ks, vs) = (View::new(qs, m, d), View::new(ks, len, d), View::new(vs, len, d));
-                small(self.arch, p, len, qs, ks.t());
-                self.arch.run(
-                    (&mut *p, &mut *mask, &mut lse),
-                    #[inline(always)]
-                    |(p, mask, lse): Scored<'_, '_, '_, P>| {
-                        for (i, row) in p.chunks_mut(len).enumerate() {
-                            lse.row(i)[0] = softmax(row, scale);
+                    |(scores, p, mask, lse): Scored<'_, '_, '_, P>| {
+                        for (position, (s, p)) in scores.chunks_mut(len).zip(p.chunks_mut(len)).enumerate() {
+                            let mask = self.mask(Row { sequence, group: 0, position }, head.head, site).map(
+                                #[inline(always)]
+                                |m| {
+                                    multipliers(&m, mask);
+                                    &*mask
+                                },
+                            );
+                            lse.row(position)[0] = softmax(s, scale, mask, p);
                         }
-                        self.drop_probabilities(&head, site, p, mask);
                     },
                 );
-                small(self.arch, os, d, View::new(p, m, len), vs);
+                P::Stored::small(self.arch, os, d, View::new(p, m, len), vs);
                 self.arch.run(
                     &mut o,
                     #[inline(always)]
@@ -161,17 +134,6 @@ impl<P: Precision> Cpu<P> {
             });
         });
         (o, lse)
-    }
-
-    /// A head's values of a sequence, row after row.
-    #[inline(always)]
-    fn head_of(&self, x: &Act<P>, head: &Head, to: &mut [P::Real]) {
-        let (first, _) = self.rows_of(x.space, head.sequence);
-        for (i, to) in to.chunks_exact_mut(head.d).enumerate() {
-            for (to, x) in to.iter_mut().zip(&x.row(first + i)[head.head * head.d..]) {
-                *to = x.load();
-            }
-        }
     }
 
     pub(super) fn attention_backward(
@@ -190,63 +152,52 @@ impl<P: Precision> Cpu<P> {
             let mut q = self.part(&q_shared, space, &head, d);
             let mut k = self.part(&k_shared, Space::Tokens, &head, d);
             let mut v = self.part(&v_shared, Space::Tokens, &head, d);
-            let scores = 2 * m * len + len;
-            with_scratch(scores, 3 * (m + len) * d, |scores: &mut [P::Real], rows: &mut [P::Real]| {
-                let (p, rest) = scores.split_at_mut(m * len);
-                let (dp, mask) = rest.split_at_mut(m * len);
-                let (of_queries, of_keys) = rows.split_at_mut(3 * m * d);
-                let (qs, rest) = of_queries.split_at_mut(m * d);
-                let (d_os, dqs) = rest.split_at_mut(m * d);
-                let (ks, rest) = of_keys.split_at_mut(len * d);
-                let (vs, dks) = rest.split_at_mut(len * d);
-                self.arch.run(
-                    ((&mut *qs, &mut q), (&mut *ks, &mut k), (&mut *vs, &mut v), &mut *d_os),
-                    #[inline(always)]
-                    |((qs, q), (ks, k), (vs, v), d_os): Loaded<'_, '_, '_, P>| {
-                        q.load(qs);
-                        k.load(ks);
-                        v.load(vs);
-                        self.head_of(d_o, &head, d_os);
-                    },
-                );
-                {
-                    let (qs, ks) = (View::new(qs, m, d), View::new(ks, len, d));
-                    let (vs, d_os) = (View::new(vs, len, d), View::new(d_os, m, d));
-                    small(self.arch, p, len, qs, ks.t());
-                    small(self.arch, dp, len, d_os, vs.t());
+            let (queries, keys, scores) = (m * d, len * d, m * len);
+            let wide = 2 * scores + len + queries + 2 * keys;
+            with_scratch(wide, queries + 2 * keys + 2 * scores, |wide: &mut [P::Real], stored: &mut [P::Stored]| {
+                let [s, dp, mask, dqs, dks, dvs] = split(wide, [scores, scores, len, queries, keys, keys]);
+                let [qs, ks, vs, p, ds] = split(stored, [queries, keys, keys, scores, scores]);
+                for (part, to) in [(&mut q, &mut *qs), (&mut k, &mut *ks), (&mut v, &mut *vs)] {
+                    for (i, to) in to.chunks_exact_mut(d).enumerate() {
+                        to.copy_from_slice(part.row(i));
+                    }
                 }
+                let (qs, ks, vs) = (View::new(qs, m, d), View::new(ks, len, d), View::new(vs, len, d));
+                let d_os = self.head_of(d_o, &head);
+                P::Stored::small(self.arch, s, len, qs, ks.t());
+                P::Stored::small(self.arch, dp, len, d_os, vs.t());
                 self.arch.run(
-                    (&mut *p, &mut *dp, &mut *mask),
+                    ((&mut *s, &mut *dp, &mut *mask), (&mut *p, &mut *ds)),
                     #[inline(always)]
-                    |(p, dp, mask): Three<'_, P::Real>| {
-                        for (position, (p, dp)) in p.chunks_mut(len).zip(dp.chunks_mut(len)).enumerate() {
+                    |((s, dp, mask), (p, ds)): Gradients<'_, P>| {
+                        let rows = s.chunks_mut(len).zip(dp.chunks_mut(len));
+                        let to = p.chunks_mut(len).zip(ds.chunks_mut(len));
+                        for (position, ((s, dp), (p, ds))) in rows.zip(to).enumerate() {
                             let lse = lse.row(first + position)[head.head];
-                            for p in p.iter_mut() {
-                                *p = p.mul_add(scale, -lse).exp();
+                            for s in s.iter_mut() {
+                                *s = s.mul_add(scale, -lse).exp();
                             }
-                            let row = Row { sequence, group: 0, position };
-                            match self.mask(row, head.head, site) {
+                            match self.mask(Row { sequence, group: 0, position }, head.head, site) {
                                 Some(m) => {
                                     multipliers(&m, mask);
-                                    score_gradient(p, dp, Some(mask), scale);
+                                    score_gradient(s, dp, Some(mask), scale, p, ds);
                                 }
-                                None => score_gradient(p, dp, None, scale),
+                                None => score_gradient(s, dp, None, scale, p, ds),
                             }
                         }
                     },
                 );
-                // `p` holds dS / sqrt D now, `dp` holds M * P.
-                let (p, dp) = (View::new(p, m, len), View::new(dp, m, len));
-                small(self.arch, dqs, d, p, View::new(ks, len, d));
-                small(self.arch, dks, d, p.t(), View::new(qs, m, d));
-                small(self.arch, vs, d, dp.t(), View::new(d_os, m, d));
+                let (p, ds) = (View::new(p, m, len), View::new(ds, m, len));
+                P::Stored::small(self.arch, dqs, d, ds, ks);
+                P::Stored::small(self.arch, dks, d, ds.t(), qs);
+                P::Stored::small(self.arch, dvs, d, p.t(), d_os);
                 self.arch.run(
                     (&mut q, &mut k, &mut v),
                     #[inline(always)]
                     |(q, k, v): Parts<'_, '_, '_, P>| {
                         q.store(dqs);
                         k.store(dks);
-                        v.store(vs);
+                        v.store(dvs);
                     },
                 );
             });
@@ -255,9 +206,22 @@ impl<P: Precision> Cpu<P> {
     }
 }
 
-/// Scores, room for a mask, and where the log-sum-exp is written.
-type Scored<'m, 's, 'p, P> =
-    (&'p mut [<P as Precision>::Real], &'p mut [<P as Precision>::Real], &'p mut Part<'m, 's, <P as Precision>::Real>);
+/// Parts of so many elements each, which are all there are.
+fn split<E, const N: usize>(mut all: &mut [E], lengths: [usize; N]) -> [&mut [E]; N] {
+    lengths.map(|n| all.split_off_mut(..n).expect("parts are as long as the whole"))
+}
+
+/// Scores, where M * P is written, room for a mask, and where the log-sum-exp is written.
+type Scored<'m, 's, 'p, P> = (
+    &'p mut [<P as Precision>::Real],
+    &'p mut [<P as Precision>::Stored],
+    &'p mut [<P as Precision>::Real],
+    &'p mut Part<'m, 's, <P as Precision>::Real>,
+);
+
+/// Scores, dO V' and room for a mask; where M * P and dS are written.
+type Gradients<'p, P> =
+    (Three<'p, <P as Precision>::Real>, (&'p mut [<P as Precision>::Stored], &'p mut [<P as Precision>::Stored]));
 
 /// The three inputs of one head, and where they are written.
 type Parts<'m, 's, 'p, P> = (
@@ -266,17 +230,9 @@ type Parts<'m, 's, 'p, P> = (
     &'p mut Part<'m, 's, <P as Precision>::Stored>,
 );
 
-/// As [`Parts`], each beside the memory it is loaded to, and the memory of dO.
-type Loaded<'m, 's, 'p, P> = (
-    (&'p mut [<P as Precision>::Real], &'p mut Part<'m, 's, <P as Precision>::Stored>),
-    (&'p mut [<P as Precision>::Real], &'p mut Part<'m, 's, <P as Precision>::Stored>),
-    (&'p mut [<P as Precision>::Real], &'p mut Part<'m, 's, <P as Precision>::Stored>),
-    &'p mut [<P as Precision>::Real],
-);
-
-/// softmax(scale * s) over s; gives the log-sum-exp.
+/// M * softmax(scale * s) to `p`; gives the log-sum-exp.
 #[inline(always)]
-fn softmax<R: Real>(s: &mut [R], scale: R) -> R {
+fn softmax<R: Real, E: Stored<R>>(s: &mut [R], scale: R, mask: Option<&[R]>, p: &mut [E]) -> R {
     let top = s.iter().fold(s[0], |top, x| top.max(*x)) * scale;
     for x in s.iter_mut() {
         *x = x.mul_add(scale, -top).exp();
@@ -287,34 +243,46 @@ fn softmax<R: Real>(s: &mut [R], scale: R) -> R {
         |j, sum| sum + s[j],
     );
     let inverse = R::ONE / sum;
-    for x in s.iter_mut() {
-        *x *= inverse;
+    match mask {
+        Some(mask) => {
+            for ((p, x), m) in p.iter_mut().zip(s.iter()).zip(mask) {
+                *p = E::store(*x * inverse * *m);
+            }
+        }
+        None => {
+            for (p, x) in p.iter_mut().zip(s.iter()) {
+                *p = E::store(*x * inverse);
+            }
+        }
     }
     top + sum.ln()
 }
 
-/// From P and dO V': dS / sqrt D over P, and M * P over dO V'.
+/// From P and dO V': M * P to `masked`, dS / sqrt D to `ds`.
 #[inline(always)]
-fn score_gradient<R: Real>(p: &mut [R], dp: &mut [R], mask: Option<&[R]>, scale: R) {
+fn score_gradient<R: Real, E: Stored<R>>(
+    p: &[R],
+    dp: &mut [R],
+    mask: Option<&[R]>,
+    scale: R,
+    masked: &mut [E],
+    ds: &mut [E],
+) {
     match mask {
         Some(mask) => {
-            for (dp, m) in dp.iter_mut().zip(mask) {
+            for (((dp, m), p), masked) in dp.iter_mut().zip(mask).zip(p).zip(masked) {
                 *dp *= *m;
-            }
-            let c = dot(p, dp);
-            for ((p, dp), m) in p.iter_mut().zip(dp.iter_mut()).zip(mask) {
-                let (probability, gradient) = (*p, *dp);
-                *p = probability * (gradient - c) * scale;
-                *dp = *m * probability;
+                *masked = E::store(*m * *p);
             }
         }
         None => {
-            let c = dot(p, dp);
-            for (p, dp) in p.iter_mut().zip(dp.iter_mut()) {
-                let (probability, gradient) = (*p, *dp);
-                *p = probability * (gradient - c) * scale;
-                *dp = probability;
+            for (p, masked) in p.iter().zip(masked) {
+                *masked = E::store(*p);
             }
         }
+    }
+    let c = dot(p, dp);
+    for ((p, dp), ds) in p.iter().zip(dp.iter()).zip(ds) {
+        *ds = E::store(*p * (*dp - c) * scale);
     }
 }

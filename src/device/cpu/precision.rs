@@ -6,11 +6,13 @@
 use half::bf16;
 
 use super::lines::Element;
+
 use super::product::layout::{Bf16Layout, F32Layout, Int8Layout, Layout, Plain};
+use super::product::small::Operand;
 use super::real::Real;
 
 /// A number that activations are stored as. Rounded once, where it is made.
-pub trait Stored<R: Real>: Element {
+pub trait Stored<R: Real>: Element + Operand<R> {
     /// The value.
     fn load(self) -> R;
     /// The nearest that can be stored.

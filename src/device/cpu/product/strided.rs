@@ -1,52 +1,43 @@
-//! Products of matrices as they lie: by a register tile where this processor has one ([`small`]), else by the `gemm`
-//! crate.
+//! Matrices as they lie, and their products by the `gemm` crate.
 //!
 //! In [`product`] a row's bits do not depend on how many rows there are: the crate sums over the inner dimension in an
 //! order that the other two do not change, but for small products, which take other paths. Those are computed with
 //! more rows than they have. [`product_alone`] has no such promise, and no such cost: it is for products whose shape
 //! does not depend on what else is in the batch, as those of attention.
 
-use super::super::lines::with_scratch;
 use super::super::real::Real;
-use super::super::simd::Arch;
-use super::tile::{Left, Tile};
 
 /// A matrix as it lies: `rows` by `cols`, element (i, j) at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]
-pub struct View<'a, R> {
-    data: &'a [R],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+pub struct View<'a, E> {
+    /// From the first element on.
+    pub data: &'a [E],
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Distance of two rows.
+    pub row_stride: usize,
+    /// Distance of two columns.
+    pub col_stride: usize,
 }
 
-impl<'a, R: Real> View<'a, R> {
+impl<'a, E> View<'a, E> {
     /// Rows of `cols` values, `stride` apart.
-    pub fn strided(data: &'a [R], rows: usize, cols: usize, stride: usize) -> Self {
+    pub fn strided(data: &'a [E], rows: usize, cols: usize, stride: usize) -> Self {
         let view = View { data, rows, cols, row_stride: stride, col_stride: 1 };
         assert!(rows == 0 || cols == 0 || view.last() < data.len(), "a view lies inside its data");
         view
     }
 
     /// Rows of `cols` values, one after the other.
-    pub fn new(data: &'a [R], rows: usize, cols: usize) -> Self {
+    pub fn new(data: &'a [E], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
     }
 
     /// The transposed matrix, where it lies.
     pub fn t(self) -> Self {
         View { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
-    }
-
-    /// Rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Columns.
-    pub fn cols(&self) -> usize {
-        self.cols
     }
 
     fn last(&self) -> usize {
@@ -99,67 +90,8 @@ pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>
     }
 }
 
-/// y = a b on this thread, for matrices that fit into the second cache. A row's bits do not depend on the others
-/// where a tile multiplies.
-pub fn small<R: Real>(arch: Arch, y: &mut [R], stride: usize, a: View<R>, b: View<R>) {
-    match R::tile(arch) {
-        Some(tile) => {
-            check(y.len(), stride, a, b);
-            tiled(arch, tile, y, stride, a, b);
-        }
-        None => product_alone(y, stride, Into::Store, a, b, 1),
-    }
-}
-
-fn tiled<R: Real>(arch: Arch, tile: &Tile<R, R, R>, y: &mut [R], stride: usize, a: View<R>, b: View<R>) {
-    let (m, k, n, width) = (a.rows, a.cols, b.cols, tile.cols);
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    let tiles = m.div_ceil(tile.rows);
-    with_scratch(k * width, tile.rows * width, |panel: &mut [R], sums: &mut [R]| {
-        for first in (0..n).step_by(width) {
-            let cols = width.min(n - first);
-            arch.run(
-                &mut *panel,
-                #[inline(always)]
-                |panel: &mut [R]| pack(b, first, cols, width, panel),
-            );
-            for t in 0..tiles {
-                let rows = m * t / tiles..m * (t + 1) / tiles;
-                let left = Left { data: &a.data[rows.start * a.row_stride..], row: a.row_stride, step: a.col_stride };
-                tile.run(rows.len(), k, left, panel, (&mut *sums, width), true);
-                for (i, sums) in rows.zip(sums.chunks(width)) {
-                    y[i * stride + first..][..cols].copy_from_slice(&sums[..cols]);
-                }
-            }
-        }
-    });
-}
-
-/// Columns `first..first + cols` of `b`, row after row of `width`.
-#[inline(always)]
-fn pack<R: Real>(b: View<R>, first: usize, cols: usize, width: usize, panel: &mut [R]) {
-    if b.col_stride == 1 {
-        for (k, to) in panel.chunks_mut(width).enumerate() {
-            to[..cols].copy_from_slice(&b.data[k * b.row_stride + first..][..cols]);
-            to[cols..].fill(R::ZERO);
-        }
-        return;
-    }
-    if cols < width {
-        panel.fill(R::ZERO);
-    }
-    for c in 0..cols {
-        let from = &b.data[(first + c) * b.col_stride..];
-        for (k, to) in panel.iter_mut().skip(c).step_by(width).enumerate() {
-            *to = from[k * b.row_stride];
-        }
-    }
-}
-
 /// What makes [`gemm`] sound: every row of y lies inside it.
-fn check<R: Real>(len: usize, stride: usize, a: View<R>, b: View<R>) {
+pub(super) fn check<E>(len: usize, stride: usize, a: View<E>, b: View<E>) {
     assert_eq!(b.rows, a.cols, "inner dimensions of a product");
     let inside = a.rows == 0 || (a.rows - 1) * stride + b.cols <= len;
     assert!(inside && b.cols <= stride, "a product lies inside its destination");

@@ -4,6 +4,8 @@
 //! entry is one chain of fused multiply-adds in order of the inner dimension, continued from memory between blocks of
 //! it: so an f32 entry has the same bits from every tile, whatever its rows, its processor or the cut of the work.
 
+use super::super::simd::Arch;
+
 /// One kind of tile: C (rows, columns) = or += A (rows, inner) B (inner, columns).
 ///
 /// `A` and `B` are what one step of the loop reads of a row and of a column: one number, or a few side by side.
@@ -55,6 +57,15 @@ impl<A, B, C> Tile<A, B, C> {
         // SAFETY: every element that is read or written was asserted to lie inside its slice. A tile is handed out
         // only where the processor has its instructions.
         unsafe { (self.run)(rows, steps, a.data.as_ptr(), a.row, a.step, b.as_ptr(), c.as_mut_ptr(), stride, first) }
+    }
+}
+
+/// The tile of bf16 pairs, where the processor multiplies them.
+pub fn pair_tile(arch: Arch) -> Option<&'static Tile<u32, u32, f32>> {
+    match arch {
+        #[cfg(target_arch = "x86_64")]
+        Arch::Avx512 { bf16: true, .. } => Some(&x86::BF16_AVX512),
+        _ => None,
     }
 }
 

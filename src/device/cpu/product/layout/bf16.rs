@@ -12,10 +12,10 @@ use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
 use super::super::strided::View;
-use super::super::tile::{self, Tile};
-use super::{Layout, LeftSide};
+use super::super::tile::{Tile, pair_tile};
 use super::f32::by_tile;
 use super::plain::by_gemm;
+use super::{Layout, LeftSide};
 
 /// A right side in bf16.
 pub struct Bf16Layout {
@@ -45,14 +45,6 @@ fn pair(a: f32, b: f32) -> u32 {
 #[inline(always)]
 fn inlined<F: Fn(usize, &mut [f32]) + Sync>(f: F) -> F {
     f
-}
-
-fn pair_tile(arch: Arch) -> Option<&'static Tile<u32, u32, f32>> {
-    match arch {
-        #[cfg(target_arch = "x86_64")]
-        Arch::Avx512 { bf16: true, .. } => Some(&tile::x86::BF16_AVX512),
-        _ => None,
-    }
 }
 
 /// See [`Tile::spin`]: of pairs, else in f32, as which it is computed.

@@ -71,7 +71,7 @@ pub(super) fn by_gemm<R: Real, E: Send>(
     y: Rows<'_, E>,
     finish: impl Fn(usize, usize, &mut [E], &[R]) + Sync,
 ) {
-    let (inner, cols, stride) = (b.rows(), b.cols(), y.stride);
+    let (inner, cols, stride) = (b.rows, b.cols, y.stride);
     let n_threads = rayon::current_num_threads();
     let block = |first: usize, y: &mut [E], threads: usize| {
         let rows = GEMM_ROWS.min(m - first);
