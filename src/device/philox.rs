@@ -23,22 +23,28 @@ compile_error!("draws are taken from words as they lie in memory, low half first
 /// A word stands in the low half of a lane; what stands in the high half is ignored, and is anything on the way out. So
 /// a multiplication of halves is all that a lane needs, and no word is ever moved to another lane.
 #[inline(always)]
-pub fn philox<const L: usize>(mut c: [[u64; L]; 4], mut key: [u32; 2]) -> [[u64; L]; 4] {
+pub fn philox<const L: usize>(c: [[u64; L]; 4], mut key: [u32; 2]) -> [[u64; L]; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = c;
     for _ in 0..10 {
         let [k0, k1] = key.map(u64::from);
-        let mut next = [[0; L]; 4];
+        // Word by word: each of these is a vector in a register.
+        let (mut p0, mut p1) = ([0; L], [0; L]);
         for i in 0..L {
-            let p0 = (c[0][i] & LOW) * MULTIPLIERS[0];
-            let p1 = (c[2][i] & LOW) * MULTIPLIERS[1];
-            next[0][i] = (p1 >> 32) ^ c[1][i] ^ k0;
-            next[1][i] = p1;
-            next[2][i] = (p0 >> 32) ^ c[3][i] ^ k1;
-            next[3][i] = p0;
+            p0[i] = (c0[i] & LOW) * MULTIPLIERS[0];
         }
-        c = next;
+        for i in 0..L {
+            p1[i] = (c2[i] & LOW) * MULTIPLIERS[1];
+        }
+        for i in 0..L {
+            c0[i] = (p1[i] >> 32) ^ c1[i] ^ k0;
+        }
+        for i in 0..L {
+            c2[i] = (p0[i] >> 32) ^ c3[i] ^ k1;
+        }
+        (c1, c3) = (p1, p0);
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
-    c
+    [c0, c1, c2, c3]
 }
 
 /// A row of a mask: which of eight draws a block each element reads.
