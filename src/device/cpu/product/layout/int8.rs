@@ -2,7 +2,8 @@
 //!
 //! x W is (sum of x_q w_q) s_x s_w with x_q = round(x / s_x), s_x = max |x| / 127, and likewise w_q. Where a processor
 //! multiplies unsigned by signed bytes, x_q is moved up by 128, and 128 times the column's sum of w_q is taken off.
-//! Sums are whole numbers: a row's bits depend on nothing but the row, and are the same on every processor.
+//! Where it adds two products in 16 bits besides (AVX2), w_q is at most 63 in size, so that no sum leaves them. Sums are
+//! whole numbers: a row's bits depend on nothing but the row.
 
 use rayon::prelude::*;
 
@@ -12,15 +13,13 @@ use super::super::panels::{Panels, Rows, multiply};
 use super::super::tile::{self, Tile};
 use super::{Layout, LeftSide};
 
-/// The largest x_q and w_q.
+/// The largest x_q.
 const TOP: f32 = 127.0;
 
 /// A right side in bytes.
 pub struct Int8Layout {
     inner: usize,
-    tile: &'static Tile<u32, u32, i32>,
-    /// What x_q is moved up by.
-    shift: i32,
+    kind: Kind,
     /// Four bytes of the inner dimension, the first lowest.
     panels: Panels<u32>,
     /// s_w of each column.
@@ -29,20 +28,31 @@ pub struct Int8Layout {
     moved: Vec<i32>,
 }
 
-/// The tile of a processor, and what it wants x_q to be moved up by.
-fn tile_of(arch: Arch) -> (&'static Tile<u32, u32, i32>, i32) {
-    match arch {
-        #[cfg(target_arch = "x86_64")]
-        Arch::Avx512 { vnni: true, .. } => (&tile::x86::INT8_AVX512, 128),
-        #[cfg(target_arch = "x86_64")]
-        Arch::Avx512 { .. } | Arch::Avx2 => (&tile::x86::INT8_AVX2, 0),
-        Arch::Portable => (&tile::INT8_PORTABLE, 0),
+/// How a processor multiplies bytes.
+#[derive(Clone, Copy)]
+struct Kind {
+    tile: &'static Tile<u32, u32, i32>,
+    /// What x_q is moved up by.
+    shift: i32,
+    /// The largest w_q.
+    top: f32,
+}
+
+impl Kind {
+    fn of(arch: Arch) -> Self {
+        match arch {
+            #[cfg(target_arch = "x86_64")]
+            Arch::Avx512 { vnni: true, .. } => Kind { tile: &tile::x86::INT8_AVX512, shift: 128, top: 127.0 },
+            #[cfg(target_arch = "x86_64")]
+            Arch::Avx512 { .. } | Arch::Avx2 => Kind { tile: &tile::x86::INT8_AVX2, shift: 128, top: 63.0 },
+            Arch::Portable => Kind { tile: &tile::INT8_PORTABLE, shift: 0, top: 127.0 },
+        }
     }
 }
 
 /// See [`Tile::spin`].
 pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
-    tile_of(arch).0.spin(rounds)
+    Kind::of(arch).tile.spin(rounds)
 }
 
 /// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
@@ -63,10 +73,10 @@ fn quantised(x: f32, inverse: f32) -> i32 {
     (bounded + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
 }
 
-/// The scale of values whose largest size is `largest`; 1 where all are zero, and no number where one of them is none.
+/// The scale at which values of size `largest` become `top`; 1 where all are zero, and no number where one of them is none.
 #[inline(always)]
-fn scale_of(largest: f32) -> f32 {
-    if largest == 0.0 { 1.0 } else { largest / TOP }
+fn scale_of(largest: f32, top: f32) -> f32 {
+    if largest == 0.0 { 1.0 } else { largest / top }
 }
 
 /// The larger size of two, and no number where one of them is none.
@@ -77,18 +87,18 @@ fn larger(most: f32, x: f32) -> f32 {
 
 impl Layout<f32> for Int8Layout {
     fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
-        let (tile, shift) = tile_of(arch);
-        let panels = Panels::zeros(inner.div_ceil(4), cols, tile.cols);
-        let mut layout = Int8Layout { inner, tile, shift, panels, scales: vec![1.0; cols], moved: vec![0; cols] };
+        let kind = Kind::of(arch);
+        let panels = Panels::zeros(inner.div_ceil(4), cols, kind.tile.cols);
+        let mut layout = Int8Layout { inner, kind, panels, scales: vec![1.0; cols], moved: vec![0; cols] };
         layout.repack(value);
         layout
     }
 
     fn repack(&mut self, value: impl Fn(usize, usize) -> f32 + Sync) {
-        let Int8Layout { inner, shift, panels, scales, moved, .. } = self;
+        let Int8Layout { inner, kind: Kind { shift, top, .. }, panels, scales, moved } = self;
         let inner = *inner;
         scales.par_iter_mut().enumerate().for_each(|(j, scale)| {
-            *scale = scale_of((0..inner).fold(0.0, |most, k| larger(most, value(k, j))));
+            *scale = scale_of((0..inner).fold(0.0, |most, k| larger(most, value(k, j))), *top);
         });
         let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), 1.0 / scales[j]) } else { 0 };
         panels.repack(|step, j| u32::from_le_bytes(std::array::from_fn(|i| w(4 * step + i, j) as i8 as u8)));
@@ -108,13 +118,14 @@ impl Layout<f32> for Int8Layout {
 
     fn set(&mut self, inner: usize, col: usize, value: f32) {
         // The column's scale stays, and bounds the value; training, which alone asks for this, does not run in bytes.
-        let new = quantised(value, 1.0 / self.scales[col]);
+        let top = self.kind.top as i32;
+        let new = quantised(value, 1.0 / self.scales[col]).clamp(-top, top);
         let bytes = self.panels.at_mut(inner / 4, col);
         let mut all = bytes.to_le_bytes();
         let old = i32::from(all[inner % 4] as i8);
         all[inner % 4] = new as i8 as u8;
         *bytes = u32::from_le_bytes(all);
-        self.moved[col] += self.shift * (new - old);
+        self.moved[col] += self.kind.shift * (new - old);
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
@@ -130,11 +141,11 @@ impl Layout<f32> for Int8Layout {
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
-        let Int8Layout { inner, shift, scales, moved, .. } = self;
+        let Int8Layout { inner, kind: Kind { tile, shift, .. }, scales, moved, .. } = self;
         let steps = inner.div_ceil(4);
         multiply(
             arch,
-            (self.tile, self.panels.view()),
+            (*tile, self.panels.view()),
             m,
             y,
             #[inline(always)]
@@ -146,7 +157,7 @@ impl Layout<f32> for Int8Layout {
                     |wide: &mut [f32], _: &mut [u8]| {
                         wide[*inner..].fill(0.0);
                         x.write(row, &mut wide[..*inner]);
-                        let scale = scale_of(largest(wide));
+                        let scale = scale_of(largest(wide), TOP);
                         let inverse = 1.0 / scale;
                         for (to, of) in to.iter_mut().zip(wide.chunks_exact(4)) {
                             let byte = [0, 1, 2, 3].map(
