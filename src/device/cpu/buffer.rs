@@ -143,22 +143,3 @@ impl<R> Vectors<R> {
         &mut self.data[g * self.n..][..self.n]
     }
 }
-
-/// A table that outlives steps, (rows, hidden).
-#[derive(Debug, Clone)]
-pub struct Matrix<R> {
-    /// Rows.
-    pub rows: usize,
-    /// Columns.
-    pub cols: usize,
-    /// The values, row-major.
-    pub data: Vec<R>,
-}
-
-impl<R> Matrix<R> {
-    /// Row `i`.
-    #[inline(always)]
-    pub fn row(&self, i: usize) -> &[R] {
-        &self.data[i * self.cols..][..self.cols]
-    }
-}

@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::buffer::{Mat, Matrix, Space, Vectors};
+use super::buffer::{Mat, Space, Vectors};
 use super::precision::{Precision, Stored};
 use super::product::layout::Layout;
 use super::product::panels::Rows;
 use super::real::{Real, dot};
+use super::tables::Table;
 use super::weights::Weight;
 use super::{Act, Cpu, Stream, multipliers};
 use crate::device::batch::Target;
@@ -17,24 +18,18 @@ const EMBEDDINGS: Site = Site { layer: 0, at: At::Embeddings };
 const POOLED: Site = Site { layer: 0, at: At::Pooled };
 
 impl<P: Precision> Cpu<P> {
-    pub(super) fn embed_forward(
-        &self,
-        tables: Tables<&Matrix<P::Stored>>,
-        ln: Affine<Self>,
-    ) -> (Stream<P>, Norm<Self>) {
+    pub(super) fn embed_forward(&self, tables: Tables<&P::Table>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
         let (ids, types) = (self.batch.ids(), self.batch.type_ids());
         self.norm_embeddings(
-            tables.word.cols,
+            tables.word.width(),
             ln,
             EMBEDDINGS,
             #[inline(always)]
             |i, row, z| {
-                let word = tables.word.row(ids[i] as usize);
-                let position = tables.position.row(row.position);
-                let token_type = tables.token_type.row(types[i] as usize);
-                for (((z, w), p), t) in z.iter_mut().zip(word).zip(position).zip(token_type) {
-                    *z = w.load() + p.load() + t.load();
-                }
+                z.fill(P::Real::ZERO);
+                tables.word.add_row(ids[i] as usize, z);
+                tables.position.add_row(row.position, z);
+                tables.token_type.add_row(types[i] as usize, z);
             },
         )
     }

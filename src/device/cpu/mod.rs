@@ -12,6 +12,7 @@ mod activation;
 mod adamw;
 mod attention;
 mod buffer;
+mod bytes;
 mod ends;
 mod lines;
 mod norm;
@@ -21,6 +22,7 @@ mod real;
 mod simd;
 mod step;
 mod sums;
+mod tables;
 mod weights;
 
 use std::marker::PhantomData;
@@ -37,9 +39,10 @@ use super::ops::{Arithmetic, Device, Dropout, Site};
 use super::philox::MaskRow;
 use crate::error::{Error, Result};
 
-pub use buffer::{Buffer, Mat, Matrix, Pool, Space, Vectors};
+pub use buffer::{Buffer, Mat, Pool, Space, Vectors};
 pub use precision::{Bf16, F32, F64, Int8, Precision, Stored};
 pub use real::Real;
+pub use tables::Table;
 pub use weights::Weight;
 
 use product::layout::Layout;
@@ -224,7 +227,7 @@ impl<P: Precision> Device for Cpu<P> {
     type Act = Mat<P::Stored>;
     type Rows = Mat<P::Real>;
     type Weight = Weight<P>;
-    type Table = Matrix<P::Stored>;
+    type Table = P::Table;
     type Params = Vectors<P::Real>;
     type Index = Vec<u64>;
 
@@ -271,10 +274,9 @@ impl<P: Precision> Device for Cpu<P> {
         w.for_backward();
     }
 
-    fn table(&self, width: usize, values: Vec<f32>) -> Matrix<P::Stored> {
+    fn table(&self, width: usize, values: Vec<f32>) -> P::Table {
         assert_eq!(values.len() % width, 0, "a table has whole rows");
-        let data = values.iter().map(|v| P::Stored::store(P::Real::of(f64::from(*v)))).collect();
-        Matrix { rows: values.len() / width, cols: width, data }
+        P::Table::pack(width, &P::Real::from_f32(values))
     }
 
     fn params(&self, rows: usize, values: &[f32]) -> Vectors<P::Real> {
@@ -299,8 +301,8 @@ impl<P: Precision> Device for Cpu<P> {
         w.for_forward().visit(visit);
     }
 
-    fn visit_table(&self, t: &Matrix<P::Stored>, visit: &mut dyn FnMut(&[u8])) {
-        visit(bytemuck::cast_slice(&t.data));
+    fn visit_table(&self, t: &P::Table, visit: &mut dyn FnMut(&[u8])) {
+        t.visit(visit);
     }
 
     fn read_params(&self, p: &Vectors<P::Real>) -> Vec<f32> {

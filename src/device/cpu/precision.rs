@@ -10,6 +10,7 @@ use super::lines::Element;
 use super::product::layout::{Bf16Layout, F32Layout, Int8Layout, Layout, Plain};
 use super::product::small::Operand;
 use super::real::Real;
+use super::tables::{Bytes, Numbers, Table};
 
 /// A number that activations are stored as. Rounded once, where it is made.
 pub trait Stored<R: Real>: Element + Operand<R> {
@@ -99,6 +100,8 @@ pub trait Precision: Copy + Send + Sync + 'static {
     type Stored: Stored<Self::Real>;
     /// Weights, packed for one direction.
     type Layout: Layout<Self::Real>;
+    /// Embedding tables.
+    type Table: Table<Self::Real>;
 }
 
 /// f32 throughout.
@@ -109,6 +112,7 @@ impl Precision for F32 {
     type Real = f32;
     type Stored = f32;
     type Layout = F32Layout;
+    type Table = Numbers<f32>;
 }
 
 /// Weights and kept activations in bf16; the stream, sums and vectors in f32.
@@ -119,9 +123,10 @@ impl Precision for Bf16 {
     type Real = f32;
     type Stored = bf16;
     type Layout = Bf16Layout;
+    type Table = Numbers<bf16>;
 }
 
-/// Products of bytes, for inference; all else in f32.
+/// Products and tables of bytes, for inference; all else in f32.
 #[derive(Debug, Clone, Copy)]
 pub struct Int8;
 
@@ -129,6 +134,7 @@ impl Precision for Int8 {
     type Real = f32;
     type Stored = f32;
     type Layout = Int8Layout;
+    type Table = Bytes;
 }
 
 /// f64 throughout: for tests, which hold it to finite differences.
@@ -139,4 +145,5 @@ impl Precision for F64 {
     type Real = f64;
     type Stored = f64;
     type Layout = Plain<f64>;
+    type Table = Numbers<f64>;
 }

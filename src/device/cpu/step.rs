@@ -3,12 +3,13 @@
 use rayon::prelude::*;
 
 use super::activation::{Function, Gelu, GeluTanh, Relu};
-use super::buffer::{Buffer, Mat, Matrix, Space, Vectors};
+use super::buffer::{Buffer, Mat, Space, Vectors};
 use super::precision::{Precision, Stored, load};
 use super::product::layout::{AsStored, Layout};
 use super::product::panels::Rows;
 use super::product::strided::{Into, View, product_alone};
 use super::real::{Real, dot};
+use super::tables::Table;
 use super::weights::Weight;
 use super::{Act, Cpu, Stream};
 use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
@@ -335,7 +336,7 @@ impl<P: Precision> Ops for Cpu<P> {
         self.grad_of((&dy.data, dy.cols), (&x.data, x.cols), 0, want);
     }
 
-    fn embed(&mut self, tables: Tables<&Matrix<P::Stored>>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
+    fn embed(&mut self, tables: Tables<&P::Table>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
         self.embed_forward(tables, ln)
     }
 
@@ -436,9 +437,17 @@ impl<P: Precision> Ops for Cpu<P> {
         base: &Vectors<P::Real>,
         delta: &Vectors<P::Real>,
         at: Option<&Vec<u64>>,
-        into: &mut Matrix<P::Stored>,
+        into: &mut P::Table,
     ) {
-        add(base.of(0), delta.of(0), at, &mut into.data);
+        let (base, delta) = (base.of(0), delta.of(0));
+        match at {
+            None => into.rewrite(|at| base[at] + delta[at]),
+            Some(at) => {
+                for ((at, b), d) in at.iter().zip(base).zip(delta) {
+                    into.set(*at as usize, *b + *d);
+                }
+            }
+        }
     }
 
     fn gather(&mut self, from: &Vectors<P::Real>, at: &Vec<u64>, into: &mut Vectors<P::Real>) {
@@ -449,8 +458,8 @@ impl<P: Precision> Ops for Cpu<P> {
 }
 
 /// into = base + delta, or into[at[i]] = base[i] + delta[i].
-fn add<R: Real, E: Stored<R>>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [E]) {
-    let sums = base.iter().zip(delta).map(|(b, d)| E::store(*b + *d));
+fn add<R: Real>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [R]) {
+    let sums = base.iter().zip(delta).map(|(b, d)| *b + *d);
     match at {
         None => into.iter_mut().zip(sums).for_each(|(into, sum)| *into = sum),
         Some(at) => at.iter().zip(sums).for_each(|(at, sum)| into[*at as usize] = sum),

@@ -7,14 +7,12 @@
 
 use rayon::prelude::*;
 
+use super::super::super::bytes::{TOP, larger, quantised, scale_of};
 use super::super::super::lines::with_scratch;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
 use super::super::tile::{self, Tile};
 use super::{Layout, LeftSide};
-
-/// The largest x_q.
-const TOP: f32 = 127.0;
 
 /// A right side in bytes.
 pub struct Int8Layout {
@@ -53,36 +51,6 @@ impl Kind {
 /// See [`Tile::spin`].
 pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
     Kind::of(arch).tile.spin(rounds)
-}
-
-/// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
-#[inline(always)]
-fn quantised(x: f32, inverse: f32) -> i32 {
-    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits of the sum.
-    const SHIFT: f32 = 12_582_912.0;
-    let x = x * inverse;
-    let bounded = if x.abs() <= 127.0 {
-        x
-    } else if x > 0.0 {
-        127.0
-    } else if x < 0.0 {
-        -127.0
-    } else {
-        0.0
-    };
-    (bounded + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
-}
-
-/// The scale at which values of size `largest` become `top`; 1 where all are zero, and no number where one of them is none.
-#[inline(always)]
-fn scale_of(largest: f32, top: f32) -> f32 {
-    if largest == 0.0 { 1.0 } else { largest / top }
-}
-
-/// The larger size of two, and no number where one of them is none.
-#[inline(always)]
-fn larger(most: f32, x: f32) -> f32 {
-    if most >= x.abs() || most.is_nan() { most } else { x.abs() }
 }
 
 impl Layout<f32> for Int8Layout {

@@ -1,0 +1,34 @@
+//! Numbers as bytes with a common scale: x = q s, s = max |x| / 127, q rounded to the nearest.
+
+/// The largest q.
+pub const TOP: f32 = 127.0;
+
+/// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
+#[inline(always)]
+pub fn quantised(x: f32, inverse: f32) -> i32 {
+    // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits of the sum.
+    const SHIFT: f32 = 12_582_912.0;
+    let x = x * inverse;
+    let bounded = if x.abs() <= 127.0 {
+        x
+    } else if x > 0.0 {
+        127.0
+    } else if x < 0.0 {
+        -127.0
+    } else {
+        0.0
+    };
+    (bounded + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
+}
+
+/// The scale at which values of size `largest` become `top`; 1 where all are zero, and no number where one of them is none.
+#[inline(always)]
+pub fn scale_of(largest: f32, top: f32) -> f32 {
+    if largest == 0.0 { 1.0 } else { largest / top }
+}
+
+/// The larger size of two, and no number where one of them is none.
+#[inline(always)]
+pub fn larger(most: f32, x: f32) -> f32 {
+    if most >= x.abs() || most.is_nan() { most } else { x.abs() }
+}
