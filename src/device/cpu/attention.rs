@@ -12,7 +12,7 @@ use super::precision::{Precision, Stored};
 use super::product::panels::{Rows, Shared};
 use super::product::small::Operand;
 use super::product::strided::View;
-use super::real::{Real, dot, lane_sum};
+use super::real::{LANES, Real, dot, lane_sum};
 use super::{Act, Cpu, Row, Stream, Three, multipliers};
 use crate::device::ops::Site;
 
@@ -32,6 +32,13 @@ impl<E> Part<'_, '_, E> {
         // SAFETY: `each_head` makes one part a head of a sequence, and heads have no columns, sequences no rows in
         // common.
         unsafe { self.of.row(self.rows.0 + i, self.cols.0..self.cols.0 + self.cols.1) }
+    }
+
+    /// Asks for all rows to be brought near.
+    fn prefetch(&self) {
+        for i in 0..self.rows.1 {
+            self.of.prefetch(self.rows.0 + i, self.cols.0..self.cols.0 + self.cols.1);
+        }
     }
 
     /// Replaces all values.
@@ -105,6 +112,8 @@ impl<P: Precision> Cpu<P> {
             let mut o = self.part(&o_shared, q.space, &head, d);
             let mut lse = self.part(&lse_shared, q.space, &head, 1);
             let (qs, ks, vs) = (self.head_of(q, &head), self.head_of(k, &head), self.head_of(v, &head));
+            // A head's rows lie far apart, where the processor does not look for them by itself.
+            [ks, qs, vs].iter().for_each(View::prefetch);
             with_scratch(m * len + len + m * d, m * len, |scratch: &mut [P::Real], p: &mut [P::Stored]| {
                 let (scores, rest) = scratch.split_at_mut(m * len);
                 let (mask, os) = rest.split_at_mut(len);
@@ -157,13 +166,15 @@ impl<P: Precision> Cpu<P> {
             with_scratch(wide, queries + 2 * keys + 2 * scores, |wide: &mut [P::Real], stored: &mut [P::Stored]| {
                 let [s, dp, mask, dqs, dks, dvs] = split(wide, [scores, scores, len, queries, keys, keys]);
                 let [qs, ks, vs, p, ds] = split(stored, [queries, keys, keys, scores, scores]);
+                [&q, &k, &v].iter().for_each(|part| part.prefetch());
+                let d_os = self.head_of(d_o, &head);
+                d_os.prefetch();
                 for (part, to) in [(&mut q, &mut *qs), (&mut k, &mut *ks), (&mut v, &mut *vs)] {
                     for (i, to) in to.chunks_exact_mut(d).enumerate() {
                         to.copy_from_slice(part.row(i));
                     }
                 }
                 let (qs, ks, vs) = (View::new(qs, m, d), View::new(ks, len, d), View::new(vs, len, d));
-                let d_os = self.head_of(d_o, &head);
                 P::Stored::small(self.arch, s, len, qs, ks.t());
                 P::Stored::small(self.arch, dp, len, d_os, vs.t());
                 self.arch.run(
@@ -230,10 +241,23 @@ type Parts<'m, 's, 'p, P> = (
     &'p mut Part<'m, 's, <P as Precision>::Stored>,
 );
 
+/// The largest of at least one number, in lanes.
+#[inline(always)]
+fn largest<R: Real>(s: &[R]) -> R {
+    let mut lanes = [s[0]; LANES];
+    let (whole, rest) = s.as_chunks::<LANES>();
+    for part in whole {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane = lane.max(*x);
+        }
+    }
+    lanes.iter().chain(rest).fold(s[0], |top, x| top.max(*x))
+}
+
 /// M * softmax(scale * s) to `p`; gives the log-sum-exp.
 #[inline(always)]
 fn softmax<R: Real, E: Stored<R>>(s: &mut [R], scale: R, mask: Option<&[R]>, p: &mut [E]) -> R {
-    let top = s.iter().fold(s[0], |top, x| top.max(*x)) * scale;
+    let top = largest(s) * scale;
     for x in s.iter_mut() {
         *x = x.mul_add(scale, -top).exp();
     }

@@ -3,22 +3,19 @@
 /// The largest q.
 pub const TOP: f32 = 127.0;
 
-/// round(x / scale) where `inverse` is 1 / scale, ties to even; 0 for what is no number. At most 127 in size.
+/// The nearest whole number, ties to even, of one whose size is below 2^22; any, where it is not.
 #[inline(always)]
-pub fn quantised(x: f32, inverse: f32) -> i32 {
+pub fn rounded(x: f32) -> i32 {
     // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
+}
+
+/// round(x / scale) where `inverse` is 1 / scale, at most 127 in size; 0 for what is no number.
+#[inline(always)]
+pub fn quantised(x: f32, inverse: f32) -> i32 {
     let x = x * inverse;
-    let bounded = if x.abs() <= 127.0 {
-        x
-    } else if x > 0.0 {
-        127.0
-    } else if x < 0.0 {
-        -127.0
-    } else {
-        0.0
-    };
-    (bounded + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
+    if x.is_nan() { 0 } else { rounded(x.clamp(-TOP, TOP)) }
 }
 
 /// The scale at which values of size `largest` become `top`; 1 where all are zero, and no number where one of them is none.

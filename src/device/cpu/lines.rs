@@ -81,6 +81,19 @@ fn cast_lines<E: Element>(lines: &mut [Line]) -> &mut [E] {
     bytemuck::cast_slice_mut(lines)
 }
 
+/// Asks for the `n` elements from `at` on to be brought into the second cache: a hint, which may point anywhere.
+#[inline(always)]
+pub fn prefetch<E>(at: *const E, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for byte in (0..n * size_of::<E>()).step_by(size_of::<Line>()) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 has the instruction, and it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_byte_add(byte).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, n);
+}
+
 thread_local! {
     static SCRATCH: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }

@@ -180,7 +180,7 @@ pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
         PrecisionName::Int8 => product::layout::spin_int8(arch, rounds),
     };
     // Clocks rise under load, and others take turns: the best of a few windows in which all threads run.
-    let (windows, rounds) = (20, 200_000);
+    let (windows, rounds) = (200, 200_000);
     let barrier = Barrier::new(n_threads);
     let began = Instant::now();
     let all: Vec<Vec<(f64, f64, Option<f64>)>> = std::thread::scope(|scope| {

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::super::lines::{Element, Lines, with_scratch};
+use super::super::lines::{Element, Lines, prefetch, with_scratch};
 use super::super::simd::Arch;
 use super::tile::{Left, Tile};
 
@@ -151,16 +151,10 @@ impl<'y, E> Shared<'y, E> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), cols.len()) }
     }
 
-    /// Asks for columns of a row to be brought near: a hint, which may point anywhere.
+    /// Asks for columns of a row to be brought near.
     #[inline(always)]
-    fn prefetch(&self, row: usize, cols: Range<usize>) {
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..cols.len() * size_of::<E>()).step_by(64) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            let at = self.start.wrapping_add(row * self.stride + cols.start).wrapping_byte_add(line);
-            // SAFETY: every x86-64 has the instruction, and it reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
-        }
+    pub fn prefetch(&self, row: usize, cols: Range<usize>) {
+        prefetch(self.start.wrapping_add(row * self.stride + cols.start), cols.len());
     }
 }
 

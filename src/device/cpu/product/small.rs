@@ -193,7 +193,7 @@ fn pair_at(row: &[bf16], s: usize) -> u32 {
 
 /// Rows as the pairs they are, where all of them begin and end with one.
 fn as_pairs(a: View<'_, bf16>) -> Option<Left<'_, u32>> {
-    if a.col_stride != 1 || a.cols % 2 != 0 || a.row_stride % 2 != 0 {
+    if a.col_stride != 1 || !a.cols.is_multiple_of(2) || !a.row_stride.is_multiple_of(2) {
         return None;
     }
     let whole = a.data.len() / 2 * 2;

@@ -5,6 +5,7 @@
 //! more rows than they have. [`product_alone`] has no such promise, and no such cost: it is for products whose shape
 //! does not depend on what else is in the batch, as those of attention.
 
+use super::super::lines::prefetch;
 use super::super::real::Real;
 
 /// A matrix as it lies: `rows` by `cols`, element (i, j) at `i * row_stride + j * col_stride`.
@@ -33,6 +34,13 @@ impl<'a, E> View<'a, E> {
     /// Rows of `cols` values, one after the other.
     pub fn new(data: &'a [E], rows: usize, cols: usize) -> Self {
         Self::strided(data, rows, cols, cols)
+    }
+
+    /// Asks for all rows to be brought near.
+    pub fn prefetch(&self) {
+        for i in 0..self.rows {
+            prefetch(self.data[i * self.row_stride..].as_ptr(), self.cols);
+        }
     }
 
     /// The transposed matrix, where it lies.

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::super::super::bytes::{TOP, larger, quantised, scale_of};
+use super::super::super::bytes::{TOP, larger, quantised, rounded, scale_of};
 use super::super::super::lines::with_scratch;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
@@ -127,12 +127,9 @@ impl Layout<f32> for Int8Layout {
                         x.write(row, &mut wide[..*inner]);
                         let scale = scale_of(largest(wide), TOP);
                         let inverse = 1.0 / scale;
-                        for (to, of) in to.iter_mut().zip(wide.chunks_exact(4)) {
-                            let byte = [0, 1, 2, 3].map(
-                                #[inline(always)]
-                                |i: usize| ((quantised(of[i], inverse) + shift) as u32 & 0xff) << (8 * i),
-                            );
-                            *to = byte[0] | byte[1] | byte[2] | byte[3];
+                        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut to[..steps]);
+                        for (byte, x) in bytes.iter_mut().zip(wide.iter()) {
+                            *byte = (rounded(*x * inverse) + shift) as u8;
                         }
                         to[steps] = scale.to_bits();
                     },
@@ -155,14 +152,8 @@ impl Layout<f32> for Int8Layout {
     }
 }
 
-/// The largest size of a row's values.
+/// The largest size of a row's values, and no number where one of them is none: sizes are ordered as their bits are.
 #[inline(always)]
 fn largest(row: &[f32]) -> f32 {
-    let mut lanes = [0f32; 16];
-    for part in row.chunks(16) {
-        for (lane, x) in lanes.iter_mut().zip(part) {
-            *lane = larger(*lane, *x);
-        }
-    }
-    lanes.iter().fold(0.0, |most, x| larger(most, *x))
+    f32::from_bits(row.iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
 }
