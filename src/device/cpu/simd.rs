@@ -97,6 +97,16 @@ impl Arch {
         }
     }
 
+    /// Whether it has the dot product of bytes.
+    #[cfg(test)]
+    pub(crate) fn multiplies_bytes(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Arch::Avx512 { vnni, .. } => vnni,
+            _ => false,
+        }
+    }
+
     /// Its name in `$BITFIT_CPU`.
     pub fn name(self) -> &'static str {
         match self {

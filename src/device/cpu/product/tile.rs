@@ -119,6 +119,65 @@ impl<A, B, C> Tile<A, B, C> {
     }
 }
 
+#[cfg(test)]
+pub mod emulated {
+    //! Tiles of instructions that this processor may not have, one number after the other in the same order of sums.
+
+    use super::super::super::precision::Stored;
+    use super::Tile;
+    use half::bf16;
+
+    /// As [`super::x86::BF16_AVX512`].
+    pub static PAIRS: Tile<u32, u32, f32> = Tile { rows: 14, cols: 32, run: run::<f32>, peak: None };
+    /// As [`super::x86::INT8_AVX512`].
+    pub static BYTES: Tile<u32, u32, i32> = Tile { rows: 14, cols: 32, run: run::<i32>, peak: None };
+
+    /// sum and a step of both sides to the next sum.
+    pub trait Sum: Copy + Default {
+        fn step(self, x: u32, w: u32) -> Self;
+    }
+
+    impl Sum for f32 {
+        /// As the maker describes it: the second numbers' product is added, then the first's, each rounded once.
+        fn step(self, x: u32, w: u32) -> f32 {
+            let of = |pair: u32, which: u32| bf16::from_bits((pair >> (16 * which)) as u16).load();
+            of(x, 0).mul_add(of(w, 0), of(x, 1).mul_add(of(w, 1), self))
+        }
+    }
+
+    impl Sum for i32 {
+        /// Unsigned times signed.
+        fn step(self, x: u32, w: u32) -> i32 {
+            x.to_le_bytes()
+                .iter()
+                .zip(w.to_le_bytes())
+                .fold(self, |sum, (x, w)| sum + i32::from(*x) * i32::from(w as i8))
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn run<C: Sum>(
+        rows: usize,
+        steps: usize,
+        a: *const u32,
+        row: usize,
+        step: usize,
+        b: *const u32,
+        c: *mut C,
+        stride: usize,
+        first: bool,
+    ) {
+        for (r, j) in (0..rows).flat_map(|r| (0..32).map(move |j| (r, j))) {
+            // SAFETY: `Tile::run` asserted that rows and steps lie inside a, b and c.
+            unsafe {
+                let c = c.add(r * stride + j);
+                let begun = if first { C::default() } else { *c };
+                *c = (0..steps).fold(begun, |sum, k| sum.step(*a.add(r * row + k * step), *b.add(k * 32 + j)));
+            }
+        }
+    }
+}
+
 /// Calls a kernel that is generic over its rows.
 #[cfg(target_arch = "x86_64")]
 macro_rules! by_rows {

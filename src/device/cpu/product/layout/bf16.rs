@@ -55,16 +55,23 @@ pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
     }
 }
 
+impl Bf16Layout {
+    /// Zeros, for a tile of pairs.
+    pub(super) fn of_pairs(tile: &'static Tile<u32, u32, f32>, inner: usize, cols: usize) -> Self {
+        Bf16Layout { inner, kind: Kind::Pairs(tile, Panels::zeros(inner.div_ceil(2), cols, tile.cols)) }
+    }
+}
+
 impl Layout<f32> for Bf16Layout {
     fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
-        let kind = match pair_tile(arch) {
-            Some(tile) => Kind::Pairs(tile, Panels::zeros(inner.div_ceil(2), cols, tile.cols)),
+        let mut layout = match pair_tile(arch) {
+            Some(tile) => Self::of_pairs(tile, inner, cols),
             None => {
                 let tile = f32::tile(arch);
-                Kind::Stored(tile, Panels::zeros(inner, cols, tile.map_or(cols, |tile| tile.cols)))
+                let panels = Panels::zeros(inner, cols, tile.map_or(cols, |tile| tile.cols));
+                Bf16Layout { inner, kind: Kind::Stored(tile, panels) }
             }
         };
-        let mut layout = Bf16Layout { inner, kind };
         layout.repack(value);
         layout
     }

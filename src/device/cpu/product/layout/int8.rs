@@ -28,12 +28,12 @@ pub struct Int8Layout {
 
 /// How a processor multiplies bytes.
 #[derive(Clone, Copy)]
-struct Kind {
-    tile: &'static Tile<u32, u32, i32>,
+pub(super) struct Kind {
+    pub tile: &'static Tile<u32, u32, i32>,
     /// What x_q is moved up by.
-    shift: i32,
+    pub shift: i32,
     /// The largest w_q.
-    top: f32,
+    pub top: f32,
 }
 
 impl Kind {
@@ -53,11 +53,17 @@ pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
     Kind::of(arch).tile.spin(rounds)
 }
 
+impl Int8Layout {
+    /// Zeros.
+    pub(super) fn of_kind(kind: Kind, inner: usize, cols: usize) -> Self {
+        let panels = Panels::zeros(inner.div_ceil(4), cols, kind.tile.cols);
+        Int8Layout { inner, kind, panels, scales: vec![1.0; cols], moved: vec![0; cols] }
+    }
+}
+
 impl Layout<f32> for Int8Layout {
     fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
-        let kind = Kind::of(arch);
-        let panels = Panels::zeros(inner.div_ceil(4), cols, kind.tile.cols);
-        let mut layout = Int8Layout { inner, kind, panels, scales: vec![1.0; cols], moved: vec![0; cols] };
+        let mut layout = Self::of_kind(Kind::of(arch), inner, cols);
         layout.repack(value);
         layout
     }

@@ -6,7 +6,9 @@ use super::super::super::precision::Stored;
 use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::Rows;
+use super::super::tile::emulated;
 use super::super::values;
+use super::int8::Kind;
 use super::{Bf16Layout, F32Layout, Int8Layout, Layout, Plain};
 
 /// (rows, inner, columns): tiles whole and cut short, one and several blocks of the inner dimension, few rows.
@@ -90,6 +92,56 @@ fn bf16_multiplies_what_both_sides_round_to() {
                     assert!((f64::from(*found) - exact).abs() <= allowed, "{} {found} {exact}", arch.name());
                 }
             }
+        }
+    }
+}
+
+/// Fails where two layouts of one weight give other bits.
+fn are_equal<L: Layout<f32>>(found: (Arch, L), expected: (Arch, L), x: &[f32], size: (usize, usize)) {
+    let (found, expected) = (product(found.0, 2, &found.1, x, size), product(expected.0, 2, &expected.1, x, size));
+    let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(same, "{size:?}, {} rows", x.len() / size.0);
+}
+
+/// The emulations run everywhere; where the processor has their instructions, they are held to them.
+#[test]
+fn pairs_and_bytes_are_summed_in_the_order_of_their_emulation() {
+    for (m, inner, cols) in SHAPES {
+        let (x, w) = (values(m * inner, 11), values(inner * cols, 12));
+        let value = |k: usize, j: usize| w[k * cols + j];
+        let mut pairs = Bf16Layout::of_pairs(&emulated::PAIRS, inner, cols);
+        let mut bytes = Int8Layout::of_kind(Kind { tile: &emulated::BYTES, shift: 128, top: 127.0 }, inner, cols);
+        threads(1).install(|| (pairs.repack(value), bytes.repack(value)));
+
+        let store = <bf16 as Stored<f32>>::store;
+        let found = product(Arch::Portable, 2, &pairs, &x, (inner, cols));
+        for (at, found) in found.iter().enumerate() {
+            let (i, j) = (at / cols, at % cols);
+            let of = |k: usize| {
+                if k < inner { (store(x[i * inner + k]).load(), store(value(k, j)).load()) } else { (0.0, 0.0) }
+            };
+            let sum = (0..inner.div_ceil(2)).fold(0.0f32, |sum, s| {
+                let (first, second) = (of(2 * s), of(2 * s + 1));
+                first.0.mul_add(first.1, second.0.mul_add(second.1, sum))
+            });
+            assert_eq!(found.to_bits(), sum.to_bits(), "{m} x {inner} x {cols} at {i}, {j}");
+        }
+        let portable = pack::<Int8Layout>(Arch::Portable, &w, inner, cols);
+        are_equal((Arch::Portable, bytes), (Arch::Portable, portable), &x, (inner, cols));
+        let mut pairs = Some(pairs);
+        for arch in Arch::available().into_iter().rev() {
+            if arch.multiplies_bf16()
+                && let Some(pairs) = pairs.take()
+            {
+                are_equal((arch, pack(arch, &w, inner, cols)), (Arch::Portable, pairs), &x, (inner, cols));
+            }
+            if arch.multiplies_bytes() {
+                let [here, portable] = [arch, Arch::Portable].map(|of| (of, pack::<Int8Layout>(of, &w, inner, cols)));
+                are_equal(here, portable, &x, (inner, cols));
+            }
+        }
+        if pairs.is_some() {
+            println!("not run, but for its emulation: this processor does not multiply bf16");
         }
     }
 }
