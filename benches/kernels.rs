@@ -32,7 +32,7 @@ fn main() {
 
 /// `n` numbers around zero.
 fn values(n: usize) -> Vec<f32> {
-    (0..n).map(|i| ((i * 2_654_435_761 >> 8) % 1024) as f32 / 1024.0 - 0.5).collect()
+    (0..n).map(|i| (((i * 2_654_435_761) >> 8) % 1024) as f32 / 1024.0 - 0.5).collect()
 }
 
 fn measure<P: Precision>(criterion: &mut Criterion, name: PrecisionName, trains: bool) {
