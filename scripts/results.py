@@ -2,18 +2,20 @@
 """The training table: `bitfit train` beside PyTorch + transformers, a committed JSON file a cell.
 
 usage: results.py [--side bitfit|pytorch|both] [--only TEXT] [--glue DIR] [--base DIR] [--threads N] [--list]
-       results.py --table
+       results.py --table | --precisions
 
 Runs every cell of ROWS that has no file yet in benches/results/glue/ and writes it; one that exists is skipped, so a
 stopped run goes on where it was (a cell's file is written aside and renamed: it is whole or absent). `--only mrpc-full`
-takes the cells whose name contains that text. `--table` prints the Markdown table of what is there, every seed of it.
+takes the cells whose name contains that text. `--table` prints the Markdown table of what is there, every seed of it,
+`--precisions` that of training in bf16 and of inference in bytes.
 
 The side `bitfit` needs target/release/bitfit (scripts/results.sh builds it). The side `pytorch` needs an interpreter
 with torch, transformers, scikit-learn and scipy, named by $BITFIT_PYTHON, and the base as a folder. It runs in bf16
 autocast, as the cells that were there before this runner did; on a processor without bf16 that takes ten times longer.
 
 A cell: {"task", "method", "seed", "side", "settings", "epoch", "split", "examples", "metrics": {NAME: 0 to 1},
-"seconds", "command", "processor", "threads", "commit", "note"}. In a command GLUE, BASE and RUN stand for folders.
+"seconds", "command", "processor", "threads", "commit", "note"}; where training was in bf16 also "scored": {HOW: metrics},
+the same patch on dev in every precision. In a command GLUE, BASE and RUN stand for folders.
 """
 
 import argparse
@@ -43,6 +45,7 @@ class Row(NamedTuple):
     epochs: int
     seeds: tuple
     variant: str = ""  # tells rows of one task and method apart, in the cells' names
+    precision: str = "f32"  # what `bitfit` trains in
 
 
 ROWS = [
@@ -55,6 +58,13 @@ ROWS = [
     Row("cola", "bitfit", "1e-2", 5, (0,), "lr1e-2"),
     Row("rte", "bitfit", "3e-3", 5, (0,)),
 ]
+# The same runs in bf16, on our side alone; each patch is scored in every precision.
+BF16_ROWS = [
+    Row("mrpc", "bitfit", "3e-3", 6, (0, 1, 2), "bf16", "bf16"),
+    Row("stsb", "bitfit", "3e-3", 3, (0, 1, 2), "bf16", "bf16"),
+]
+# How a bf16 cell's patch is scored: --precision and BITFIT_CPU. AVX2 multiplies bytes by weights of seven bits.
+SCORED = {"f32": ("f32", ""), "bf16": ("bf16", ""), "int8": ("int8", ""), "int8 by avx2": ("int8", "avx2")}
 # The same for every cell, on both sides. The last epoch counts: no choice is made on dev.
 COMMON = {
     "batch_size": 16, "schedule": "linear", "warmup": 0.06, "max_length": 128, "epsilon": 1e-6, "max_grad_norm": 1.0,
@@ -88,7 +98,8 @@ class Cell(NamedTuple):
         return CELLS / f"{self.name}.json"
 
     def settings(self):
-        return {"learning_rate": float(self.row.learning_rate), "epochs": self.row.epochs, **COMMON}
+        precision = {} if self.row.precision == "f32" else {"precision": self.row.precision}
+        return {"learning_rate": float(self.row.learning_rate), "epochs": self.row.epochs, **COMMON, **precision}
 
     def read(self):
         """What is on disk, or None. A file made with other settings than the table's is an error, not a result."""
@@ -107,11 +118,12 @@ class Cell(NamedTuple):
         row, same = self.row, ["--epochs", str(self.row.epochs), "--seed", str(self.seed), "--threads", str(threads)]
         if self.side == "bitfit":
             base = ["--base", places["BASE"]] if places["BASE"] else []
+            precision = [] if row.precision == "f32" else ["--precision", row.precision]
             return [
                 "target/release/bitfit", "train", *base, "--task", row.task, "--data", places["GLUE"],
                 "--method", row.method, "--learning-rate", row.learning_rate, *same, "--batch-size", "16",
                 "--schedule", "linear", "--warmup", "0.06", "--max-length", "128", "--keep", "last",
-                "--out", places["RUN"], "--overwrite", "--json",
+                "--out", places["RUN"], "--overwrite", *precision, "--json",
             ]  # fmt: skip
         return [
             places["PYTHON"], "benches/reference/pytorch_train.py", places["BASE"], places["GLUE"],
@@ -121,7 +133,8 @@ class Cell(NamedTuple):
 
 
 def all_cells():
-    return [Cell(row, seed, side) for row in ROWS for seed in row.seeds for side in SIDES]
+    both = [Cell(row, seed, side) for row in ROWS for seed in row.seeds for side in SIDES]
+    return both + [Cell(row, seed, "bitfit") for row in BF16_ROWS for seed in row.seeds]
 
 
 # Running --------------------------------------------------------------------------------------------------------------
@@ -173,6 +186,21 @@ def metrics_of(cell, printed):
     return {name: found[name] for name in METRICS[cell.row.task]}
 
 
+def scored(cell, a, out):
+    """The metrics of a run's patch on dev in every precision."""
+    found = {}
+    for how, (precision, path) in SCORED.items():
+        command = ["target/release/bitfit", "eval", "--patch", str(out / "patch.safetensors"), "--data", str(a.glue)]
+        command += ["--base", str(a.base)] if a.base else []
+        environment = {**os.environ, "BITFIT_CPU": path} if path else None
+        done = subprocess.run(
+            [*command, "--precision", precision, "--threads", str(a.threads), "--json"], cwd=ROOT, env=environment,
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        found[how] = metrics_of(cell, last_json(done.stdout))
+    return found
+
+
 def dev_rows(glue, task):
     folder = {"mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "rte": "RTE"}[task]
     lines = (glue / folder / "dev.tsv").read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
@@ -221,6 +249,7 @@ def run(cell, a):
         "examples": printed.get("examples") or dev_rows(a.glue, cell.row.task), "metrics": metrics,
         "seconds": round(seconds, 1), "command": shlex.join(shown), "processor": processor(), "threads": a.threads,
         "commit": commit(), "note": "",
+        **({} if cell.row.precision == "f32" else {"scored": scored(cell, a, out)}),
     })  # fmt: skip
     shutil.rmtree(out, ignore_errors=True)
     print(f"  {metrics} in {seconds:.0f} s", file=sys.stderr)
@@ -314,11 +343,31 @@ def table():
     print("\n".join(lines))
 
 
+def precisions():
+    """The table of runs trained in bf16, beside f32's."""
+    shown = " | ".join(SCORED)
+    lines = [
+        f"| task | metric | trained in f32 | trained in bf16 | those patches scored in {shown} |",
+        "| --- | --- | --- | --- | " + " | ".join("---" for _ in SCORED) + " |",
+    ]
+    for row in BF16_ROWS:
+        in_f32 = next(of for of in ROWS if (of.task, of.method, of.variant) == (row.task, row.method, ""))
+        cells = [found for seed in row.seeds if (found := Cell(row, seed, "bitfit").read())]
+        if not cells:
+            continue
+        for metric in METRICS[row.task]:
+            means = [f"{100 * statistics.mean(cell['scored'][how][metric] for cell in cells):.2f}" for how in SCORED]
+            columns = [column(of, "bitfit", metric, []) for of in (in_f32, row)]
+            lines.append(f"| {TITLES[row.task]} | {TITLES[metric]} | {' | '.join(columns + means)} |")
+    print("\n".join(lines))
+
+
 def main():
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitfit" / "all-MiniLM-L6-v2"
     glue = os.environ.get("BITFIT_GLUE_DIR")
     arguments = argparse.ArgumentParser(description="Runs and prints the training table.")
     arguments.add_argument("--table", action="store_true", help="print the Markdown table and stop")
+    arguments.add_argument("--precisions", action="store_true", help="print the table of bf16 and int8 and stop")
     arguments.add_argument("--list", action="store_true", help="print the cells and whether each is there, and stop")
     arguments.add_argument("--side", choices=[*SIDES, "both"], default="bitfit")
     arguments.add_argument("--only", default="", help="cells whose name contains this")
@@ -330,6 +379,8 @@ def main():
     a.glue, a.base = (path and path.resolve() for path in (a.glue, a.base))
     if a.table:
         return table()
+    if a.precisions:
+        return precisions()
     cells = [cell for cell in all_cells() if a.side in (cell.side, "both") and a.only in cell.name]
     if not cells:
         sys.exit(f"no cell's name contains `{a.only}`: see --list")

@@ -12,6 +12,7 @@ use bitfit::base::delta::{Delta, Head, Request};
 use bitfit::base::parameters::Role;
 use bitfit::base::{Base, Config, config::Activation, spec};
 use bitfit::device::batch::{Batch, DropoutKey, Target};
+use bitfit::device::cpu::Arch;
 use bitfit::device::ops::Dropout;
 use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::{Encoder, Rule, Run, Training};
@@ -381,7 +382,8 @@ fn bf16_keeps_the_gradients_of_minilm() {
     assert!(error <= BF16_ALL, "all biases together: {error:.1e}, allowed {BF16_ALL:.0e}");
 }
 
-/// Logits of MiniLM on real sentences in bytes, against f32's: far nearer than two texts are to each other.
+/// Logits of MiniLM on real sentences in bytes, against f32's: far nearer than two texts are to each other. AVX2 alone
+/// has weights of seven bits.
 #[test]
 fn int8_keeps_the_logits_of_minilm() {
     let (golden, base) = (Golden::read("minilm"), minilm());
@@ -396,9 +398,10 @@ fn int8_keeps_the_logits_of_minilm() {
         let of_class = || exact.iter().map(|row| row[c]);
         of_class().fold(f32::MIN, f32::max) - of_class().fold(f32::MAX, f32::min)
     };
+    let allowed = if ["avx2", "avx512"].contains(&Arch::chosen().unwrap().name()) { 0.2 } else { 0.1 };
     for c in 0..exact[0].len() {
         let worst = exact.iter().zip(&rounded).map(|(a, b)| (a[c] - b[c]).abs()).fold(0.0, f32::max);
-        assert!(worst < 0.1 * spread(c), "class {c}: off by {worst} where texts spread over {}", spread(c));
+        assert!(worst < allowed * spread(c), "class {c}: off by {worst} where texts spread over {}", spread(c));
     }
 }
 
