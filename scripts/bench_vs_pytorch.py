@@ -14,8 +14,8 @@ layer is computed for the first token of each sequence alone, which is all that 
 estimated by the operations it saves.
 
 Every process runs 3 steps that are not counted and then 3 that are; a round takes their median. Epochs are timed as a
-user sees them: ours is the whole process, from loading the base to the dev result and the patch; theirs is the training
-loop alone, without imports, loading and dev.
+user sees them, over the first 2,048 training rows: ours is the whole process, from loading the base to the dev result and
+the patch; theirs is the training loop alone, without imports, loading and dev.
 
 The others need a Python with torch, transformers, onnx, onnxscript, onnxruntime and openvino: the one that runs this.
 Epochs need GLUE (BITFIT_GLUE_DIR) and the default base (scripts/fetch-base.sh) besides.
@@ -73,7 +73,7 @@ class Group(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """An epoch of a task at the authors' recipe: our best precision packed, PyTorch in f32 padded to 128."""
+    """An epoch of 2,048 rows of a task at the authors' recipe: our best precision packed, PyTorch in f32 padded to 128."""
 
     name: str
     task: str
@@ -84,7 +84,7 @@ class Epoch(NamedTuple):
         return [
             binary, "train", "--base", BASE, "--task", self.task, "--data", GLUE, "--precision", "bf16", "--batch-size", "8",
             "--epochs", "1", "--limit", "2048", "--max-length", "128", "--threads", THREADS, "--seed", "0",
-            "--out", str(Path(tempfile.gettempdir()) / "bitfit-epoch"), "--overwrite", "--json",
+            "--out", RUN, "--overwrite", "--json",
         ]  # fmt: skip
 
     def other_command(self, _):
@@ -95,6 +95,7 @@ class Epoch(NamedTuple):
 
 
 GLUE = os.environ.get("BITFIT_GLUE_DIR", "GLUE")
+RUN = str(Path(tempfile.gettempdir()) / "bitfit-epoch")
 BASE = str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bitfit" / "all-MiniLM-L6-v2")
 EAGER, COMPILED = ("pytorch f32", "pytorch bf16"), ("pytorch f32 compiled", "pytorch bf16 compiled")
 GROUPS = [
@@ -127,7 +128,7 @@ ROWS = [
     ("forward, BERT-base, bf16", "base-forward", ("bf16",), ("openvino bf16",), (1.1, None), (1.1, 1.25)),
     ("forward, BERT-base, int8", "base-forward", ("int8",), ("onnxruntime int8",), (1.1, 1.3), (1.3, 2.0)),
     *(
-        (f"an epoch of {title}, MiniLM-L6, beside the authors' recipe", f"epoch-{title.lower()}", ("bf16 epoch",),
+        (f"an epoch of {title} (2,048 rows), MiniLM-L6, beside the authors' recipe", f"epoch-{title.lower()}", ("bf16 epoch",),
          ("pytorch f32 epoch",), narrow, wide)
         for title, narrow, wide in [("RTE", (3.0, 4), (6.0, 10)), ("CoLA", (12.0, 20), (20.0, 40))]
     ),
@@ -147,8 +148,14 @@ def facts():
     except OSError:
         return {"processor": "unknown", "kind": "unknown", "cores": os.cpu_count()}
     flags = fields.get("flags", "").split()
-    kinds = [("avx512_bf16", "avx512-bf16"), ("avx512f", "avx512"), ("avx2", "avx2")]
-    kind = next((name for flag, name in kinds if flag in flags), "portable")
+    # As the engine chooses; each set needs those before it.
+    sets = [("avx2", ["avx2", "fma"]), ("avx512", ["avx512f", "avx512bw", "avx512dq", "avx512vl"]),
+            ("avx512-vnni", ["avx512_vnni"]), ("avx512-bf16", ["avx512_bf16"])]  # fmt: skip
+    kind = "portable"
+    for name, needed in sets:
+        if not set(needed) <= set(flags):
+            break
+        kind = name
     return {"processor": fields.get("model name", "unknown"), "kind": kind, "cores": os.cpu_count()}
 
 
@@ -197,7 +204,7 @@ def measure(group, binary, backwards):
             results = [{"step_s": whole if name.startswith("bitfit") else results[0]["train_s"]}]
         for result in results:
             if result.get("path", facts()["kind"]) != facts()["kind"]:
-                sys.exit(f"bitfit ran by {result['path']} on a processor with {facts()['kind']}: unset BITFIT_CPU")
+                sys.exit(f"bitfit ran by {result['path']}, and this script takes the processor for {facts()['kind']}")
             who = result.get("engine", name)
             found[who] = {
                 "step_s": result.get("step_s", result.get("seconds")),
@@ -221,13 +228,13 @@ def run_group(group, binary, rounds):
     fresh = {
         "group": group.name, **facts(), "threads": int(THREADS), "commit": commit(),
         "libraries": {of: metadata.version(of) for of in ("torch", "transformers", "onnxruntime", "openvino")},
-        "commands": [" ".join(command).replace(BASE, "BASE").replace(GLUE, "GLUE") for command in typed], "rounds": [],
+        "commands": [" ".join(command).replace(BASE, "BASE").replace(GLUE, "GLUE").replace(RUN, "RUN") for command in typed], "rounds": [],
     }  # fmt: skip
     stored = stored or fresh
     for key in fresh:
-        if key != "rounds" and stored[key] != fresh[key]:
+        if key != "rounds" and stored.get(key) != fresh[key]:
             sys.exit(
-                f"{path.relative_to(ROOT)} was measured with {key} {stored[key]}, this is {fresh[key]}: delete it to "
+                f"{path.relative_to(ROOT)} was measured with {key} {stored.get(key)}, this is {fresh[key]}: delete it to "
                 "measure anew"
             )
     while len(stored["rounds"]) < rounds:
@@ -244,6 +251,8 @@ def fastest(rounds, names, measure="step_s"):
     """Of several contenders the one with the lowest median, and that median."""
     known = {n: [r[n][measure] for r in rounds if n in r and r[n][measure] is not None] for n in names}
     medians = {n: statistics.median(values) for n, values in known.items() if values}
+    if not medians:
+        return "none", float("nan")
     name = min(medians, key=medians.get)
     return name, medians[name]
 
@@ -273,7 +282,8 @@ def table(kind):
     first = next(iter(groups.values()))[1]
     lines = [
         f"## {first['processor']}, {kind}", "",
-        f"{first['threads']} threads of {first['cores']} cores; a commit a group: "
+        f"{first['threads']} threads of {first['cores']} cores; "
+        + ", ".join(f"{of} {version}" for of, version in first["libraries"].items()) + "; a commit a group: "
         + ", ".join(f"{name} {stored['commit']}" for name, (_, stored) in groups.items()) + ".", "",
         "| work | ours | fastest of the others | ratio (90 %) | without the short last layer, estimated | at least (aim) | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -348,6 +358,8 @@ def main():
         report()
     elif a.binary is None or a.rounds < 1:
         parser.error("name the bitfit binary and a number of rounds from 1")
+    elif os.environ.get("BITFIT_CPU"):
+        sys.exit("BITFIT_CPU forces an instruction set: unset it")
     else:
         for group in groups:
             run_group(group, a.binary, a.rounds)

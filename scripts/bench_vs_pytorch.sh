@@ -2,7 +2,7 @@
 # Speed and memory beside PyTorch, ONNX Runtime and OpenVINO, both sides in turn: benches/RESULTS.md. Stop it whenever
 # you like: it goes on where it was. This is a measurement, not a test: no ratio makes it fail.
 #
-# usage: scripts/bench_vs_pytorch.sh [ROUNDS (default 7)] [--only GROUP[,GROUP..]] [--list]
+# usage: scripts/bench_vs_pytorch.sh [ROUNDS (default 7)] [--only GROUP[,GROUP..]] [--list | --table]
 # Epochs need GLUE in $BITFIT_GLUE_DIR and the default base (scripts/fetch-base.sh).
 # Needs a Python with torch, transformers, onnx, onnxscript, onnxruntime and openvino: $BITFIT_PYTHON, else python3.
 set -euo pipefail

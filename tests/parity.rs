@@ -382,8 +382,8 @@ fn bf16_keeps_the_gradients_of_minilm() {
     assert!(error <= BF16_ALL, "all biases together: {error:.1e}, allowed {BF16_ALL:.0e}");
 }
 
-/// Logits of MiniLM on real sentences in bytes, against f32's: far nearer than two texts are to each other. AVX2 alone
-/// has weights of seven bits.
+/// Logits of MiniLM on real sentences in bytes, against f32's: far nearer than two texts are to each other. Without
+/// VNNI weights have seven bits, at which the logits were off by 0.13 of the spread (0.07 in eight bits).
 #[test]
 fn int8_keeps_the_logits_of_minilm() {
     let (golden, base) = (Golden::read("minilm"), minilm());
@@ -400,6 +400,7 @@ fn int8_keeps_the_logits_of_minilm() {
     };
     let allowed = if ["avx2", "avx512"].contains(&Arch::chosen().unwrap().name()) { 0.2 } else { 0.1 };
     for c in 0..exact[0].len() {
+        assert!(rounded.iter().all(|row| row[c].is_finite()), "class {c}");
         let worst = exact.iter().zip(&rounded).map(|(a, b)| (a[c] - b[c]).abs()).fold(0.0, f32::max);
         assert!(worst < allowed * spread(c), "class {c}: off by {worst} where texts spread over {}", spread(c));
     }

@@ -4,8 +4,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitfit::base::Base;
@@ -115,8 +115,13 @@ fn a_process_that_waits_uses_no_processor() {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
         let stat = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
         let own = stat.filter(|stat| stat.contains("(bitfit-"));
-        let fields = own.map(|stat| stat.rsplit(')').next().unwrap().split_whitespace().map(String::from).collect());
-        fields.map(|f: Vec<String>| f[11].parse::<u64>().unwrap() + f[12].parse::<u64>().unwrap()).sum()
+        let used = own.map(|stat| {
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        });
+        let used: Vec<u64> = used.collect();
+        assert_eq!(used.len(), 2, "the encoder's threads");
+        used.iter().sum()
     };
     encoder.pooled(&batch(0, 4, 32), &[None]).unwrap();
     std::thread::sleep(Duration::from_millis(100));

@@ -91,7 +91,7 @@ impl MaskRow {
         }
     }
 
-    /// The draws of `L` calls from number `first` on, four to a word.
+    /// The draws of `L` calls from number `first` on, eight a call.
     #[inline(always)]
     fn draws<const L: usize>(&self, first: usize) -> [[u64; 2]; L] {
         let [row, place, step] = self.counter.map(|word| [u64::from(word); L]);
@@ -130,6 +130,42 @@ mod tests {
         ];
         for (counter, key, expected) in cases {
             assert_eq!(philox(counter.map(|c| [u64::from(c)]), key).map(|w| w[0] as u32), expected);
+        }
+    }
+
+    #[test]
+    fn a_rows_draws_are_those_of_its_calls_in_order() {
+        // Masks by another implementation: scripts/golden_philox.py.
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/philox.json")).unwrap();
+        for mask in golden["masks"].as_array().unwrap() {
+            let of = |key: &str| mask[key].as_u64().unwrap();
+            let key = DropoutKey { seed: of("seed"), step: of("step") as u32, index: of("index") as u32 };
+            let all = [At::Embeddings, At::Probabilities, At::AttentionOutput, At::Output, At::Pooled];
+            let site = Site { layer: of("layer") as u32, at: all[of("site") as usize] };
+            let place = (of("head") << 16 | of("position")) as u32;
+            let row = MaskRow::new(key, site, place, mask["p"].as_f64().unwrap() as f32);
+            assert_eq!((u64::from(row.cut()), row.scale()), (of("cut"), mask["scale"].as_f64().unwrap()));
+            let draws = |n: usize| {
+                let mut all = Vec::new();
+                row.blocks(n, |first, draws| {
+                    assert_eq!(first, all.len());
+                    all.extend_from_slice(draws);
+                });
+                all
+            };
+            let expected: Vec<u16> =
+                mask["draws"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as u16).collect();
+            assert_eq!(draws(expected.len())[..expected.len()], expected);
+            // Blocks of either size, one after the other.
+            let one_by_one: Vec<u16> = (0..25)
+                .flat_map(|call| row.draws::<1>(call)[0].map(u64::to_le_bytes).concat())
+                .collect::<Vec<u8>>()
+                .chunks(2)
+                .map(|low_first| u16::from_le_bytes([low_first[0], low_first[1]]))
+                .collect();
+            for n in [1, 8, 64, 65, 128, 129, 200] {
+                assert_eq!(draws(n)[..n], one_by_one[..n], "{n}");
+            }
         }
     }
 

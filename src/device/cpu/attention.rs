@@ -3,6 +3,7 @@
 //! S = Q K' / sqrt D, P = softmax S, O = (M * P) V. Kept is the log-sum-exp of each row of S, never P: the backward
 //! rebuilds it (Dao et al. 2022, "FlashAttention", section 3.1 and appendix B.2, with dropout):
 //! dP = M * (dO V'), dV = (M * P)' dO, dS = P * (dP - rowsum(dP * P)), dQ = dS K / sqrt D, dK = dS' Q / sqrt D.
+//! M * P and dS are rounded as activations are stored.
 
 use rayon::prelude::*;
 
@@ -29,8 +30,7 @@ impl<E> Part<'_, '_, E> {
     #[inline(always)]
     fn row(&mut self, i: usize) -> &mut [E] {
         assert!(i < self.rows.1, "a row of the part");
-        // SAFETY: `each_head` makes one part a head of a sequence, and heads have no columns, sequences no rows in
-        // common.
+        // SAFETY: whoever made the part promised that nobody else holds these columns of these rows.
         unsafe { self.of.row(self.rows.0 + i, self.cols.0..self.cols.0 + self.cols.1) }
     }
 
@@ -92,7 +92,18 @@ impl<P: Precision> Cpu<P> {
         });
     }
 
-    fn part<'m, 's, E>(&self, of: &'s Shared<'m, E>, space: Space, head: &Head, width: usize) -> Part<'m, 's, E> {
+    /// A head's part of a matrix.
+    ///
+    /// # Safety
+    ///
+    /// At most one part of a head of a sequence may exist at a time. Heads have no columns, sequences no rows in common.
+    unsafe fn part<'m, 's, E>(
+        &self,
+        of: &'s Shared<'m, E>,
+        space: Space,
+        head: &Head,
+        width: usize,
+    ) -> Part<'m, 's, E> {
         Part { of, rows: self.rows_of(space, head.sequence), cols: (head.head * width, width) }
     }
 
@@ -109,15 +120,17 @@ impl<P: Precision> Cpu<P> {
         self.each_head(q.space, h, |head| {
             let Head { sequence, m, len, d, .. } = head;
             let scale = P::Real::of(1.0 / (d as f64).sqrt());
-            let mut o = self.part(&o_shared, q.space, &head, d);
-            let mut lse = self.part(&lse_shared, q.space, &head, 1);
+            // SAFETY: `each_head` calls this once a head of a sequence.
+            let mut o = unsafe { self.part(&o_shared, q.space, &head, d) };
+            // SAFETY: as above.
+            let mut lse = unsafe { self.part(&lse_shared, q.space, &head, 1) };
             let (qs, ks, vs) = (self.head_of(q, &head), self.head_of(k, &head), self.head_of(v, &head));
             // A head's rows lie far apart, where the processor does not look for them by itself.
             [ks, qs, vs].iter().for_each(View::prefetch);
             with_scratch(m * len + len + m * d, m * len, |scratch: &mut [P::Real], p: &mut [P::Stored]| {
                 let (scores, rest) = scratch.split_at_mut(m * len);
                 let (mask, os) = rest.split_at_mut(len);
-                P::Stored::small(self.arch, scores, len, qs, ks.t());
+                P::Stored::multiply(self.arch, scores, len, qs, ks.t());
                 self.arch.run(
                     (&mut *scores, &mut *p, &mut *mask, &mut lse),
                     #[inline(always)]
@@ -134,7 +147,7 @@ impl<P: Precision> Cpu<P> {
                         }
                     },
                 );
-                P::Stored::small(self.arch, os, d, View::new(p, m, len), vs);
+                P::Stored::multiply(self.arch, os, d, View::new(p, m, len), vs);
                 self.arch.run(
                     &mut o,
                     #[inline(always)]
@@ -158,9 +171,12 @@ impl<P: Precision> Cpu<P> {
             let Head { sequence, m, len, d, .. } = head;
             let scale = P::Real::of(1.0 / (d as f64).sqrt());
             let first = self.rows_of(space, sequence).0;
-            let mut q = self.part(&q_shared, space, &head, d);
-            let mut k = self.part(&k_shared, Space::Tokens, &head, d);
-            let mut v = self.part(&v_shared, Space::Tokens, &head, d);
+            // SAFETY: `each_head` calls this once a head of a sequence.
+            let mut q = unsafe { self.part(&q_shared, space, &head, d) };
+            // SAFETY: as above.
+            let mut k = unsafe { self.part(&k_shared, Space::Tokens, &head, d) };
+            // SAFETY: as above.
+            let mut v = unsafe { self.part(&v_shared, Space::Tokens, &head, d) };
             let (queries, keys, scores) = (m * d, len * d, m * len);
             let wide = 2 * scores + len + queries + 2 * keys;
             with_scratch(wide, queries + 2 * keys + 2 * scores, |wide: &mut [P::Real], stored: &mut [P::Stored]| {
@@ -175,8 +191,8 @@ impl<P: Precision> Cpu<P> {
                     }
                 }
                 let (qs, ks, vs) = (View::new(qs, m, d), View::new(ks, len, d), View::new(vs, len, d));
-                P::Stored::small(self.arch, s, len, qs, ks.t());
-                P::Stored::small(self.arch, dp, len, d_os, vs.t());
+                P::Stored::multiply(self.arch, s, len, qs, ks.t());
+                P::Stored::multiply(self.arch, dp, len, d_os, vs.t());
                 self.arch.run(
                     ((&mut *s, &mut *dp, &mut *mask), (&mut *p, &mut *ds)),
                     #[inline(always)]
@@ -199,9 +215,9 @@ impl<P: Precision> Cpu<P> {
                     },
                 );
                 let (p, ds) = (View::new(p, m, len), View::new(ds, m, len));
-                P::Stored::small(self.arch, dqs, d, ds, ks);
-                P::Stored::small(self.arch, dks, d, ds.t(), qs);
-                P::Stored::small(self.arch, dvs, d, p.t(), d_os);
+                P::Stored::multiply(self.arch, dqs, d, ds, ks);
+                P::Stored::multiply(self.arch, dks, d, ds.t(), qs);
+                P::Stored::multiply(self.arch, dvs, d, p.t(), d_os);
                 self.arch.run(
                     (&mut q, &mut k, &mut v),
                     #[inline(always)]

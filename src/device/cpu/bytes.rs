@@ -11,17 +11,18 @@ pub fn rounded(x: f32) -> i32 {
     (x + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
 }
 
-/// round(x / scale) where `inverse` is 1 / scale, at most 127 in size; 0 for what is no number.
+/// round(x / scale) where `inverse` is 1 / scale, at most `top` in size; 0 for what is no number.
 #[inline(always)]
-pub fn quantised(x: f32, inverse: f32) -> i32 {
+pub fn quantised(x: f32, inverse: f32, top: f32) -> i32 {
     let x = x * inverse;
-    if x.is_nan() { 0 } else { rounded(x.clamp(-TOP, TOP)) }
+    if x.is_nan() { 0 } else { rounded(x.clamp(-top, top)) }
 }
 
-/// The scale at which values of size `largest` become `top`; 1 where all are zero, and no number where one of them is none.
+/// The scale at which values of size `largest` become `top`, and no number where one of them is none; 1 where all are
+/// zero, or so small that the inverse of their scale would be infinite.
 #[inline(always)]
 pub fn scale_of(largest: f32, top: f32) -> f32 {
-    if largest == 0.0 { 1.0 } else { largest / top }
+    if largest < top * f32::MIN_POSITIVE { 1.0 } else { largest / top }
 }
 
 /// The larger size of two, and no number where one of them is none.

@@ -85,10 +85,14 @@ fn cast_lines<E: Element>(lines: &mut [Line]) -> &mut [E] {
 #[inline(always)]
 pub fn prefetch<E>(at: *const E, n: usize) {
     #[cfg(target_arch = "x86_64")]
-    for byte in (0..n * size_of::<E>()).step_by(size_of::<Line>()) {
+    {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: every x86-64 has the instruction, and it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_byte_add(byte).cast()) };
+        let into_line = at.addr() % size_of::<Line>();
+        let line = at.wrapping_byte_sub(into_line);
+        for byte in (0..into_line + n * size_of::<E>()).step_by(size_of::<Line>()) {
+            // SAFETY: every x86-64 has the instruction, and it reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.wrapping_byte_add(byte).cast()) };
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, n);

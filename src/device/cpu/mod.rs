@@ -89,11 +89,7 @@ impl<P: Precision> Cpu<P> {
     ///
     /// Where the system refuses to start the threads.
     pub fn new(arithmetic: Arithmetic, n_threads: usize) -> Result<Self> {
-        let threads =
-            ThreadPoolBuilder::new().num_threads(n_threads).thread_name(|i| format!("bitfit-{i}")).build().map_err(
-                |e| Error::Device(format!("cannot start {n_threads} threads: {e}; ask for fewer with --threads")),
-            )?;
-        Ok(Self::with(Arch::chosen()?, arithmetic, Arc::new(threads)))
+        Ok(Self::with(Arch::chosen()?, arithmetic, Arc::new(threads(n_threads)?)))
     }
 
     fn with(arch: Arch, arithmetic: Arithmetic, threads: Arc<ThreadPool>) -> Self {
@@ -166,12 +162,18 @@ impl<P: Precision> Cpu<P> {
     }
 }
 
+/// Threads of their own; 0 means one a core.
+fn threads(n: usize) -> Result<ThreadPool> {
+    let builder = ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("bitfit-{i}"));
+    builder.build().map_err(|e| Error::Device(format!("cannot start {n} threads: {e}; ask for fewer with --threads")))
+}
+
 /// Multiplications and additions a second that `n_threads` threads of this processor can do at most in a precision,
 /// measured on registers; `None` where the compiler chooses the instructions.
 ///
 /// # Errors
 ///
-/// Where `$BITFIT_CPU` names what this processor cannot run.
+/// Where `$BITFIT_CPU` names what this processor cannot run, or the system refuses to start the threads.
 pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
     let arch = Arch::chosen()?;
     let spin = |rounds| match precision {
@@ -179,22 +181,19 @@ pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
         PrecisionName::Bf16 => product::layout::spin_bf16(arch, rounds),
         PrecisionName::Int8 => product::layout::spin_int8(arch, rounds),
     };
-    // Clocks rise under load, and others take turns: the best of a few windows in which all threads run.
+    // Clocks rise under load, and others take turns: the best of many windows in which all threads run.
     let (windows, rounds) = (200, 200_000);
-    let barrier = Barrier::new(n_threads);
+    let threads = threads(n_threads)?;
+    let barrier = Barrier::new(threads.current_num_threads());
     let began = Instant::now();
-    let all: Vec<Vec<(f64, f64, Option<f64>)>> = std::thread::scope(|scope| {
-        let one = || {
-            let window = |_| {
-                barrier.wait();
-                let from = began.elapsed().as_secs_f64();
-                let operations = spin(rounds);
-                (from, began.elapsed().as_secs_f64(), operations)
-            };
-            (0..windows).map(window).collect()
+    let all: Vec<Vec<(f64, f64, Option<f64>)>> = threads.broadcast(|_| {
+        let window = |_| {
+            barrier.wait();
+            let from = began.elapsed().as_secs_f64();
+            let operations = spin(rounds);
+            (from, began.elapsed().as_secs_f64(), operations)
         };
-        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(one)).collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        (0..windows).map(window).collect()
     });
     let rate = |w: usize| {
         let of = || all.iter().map(|windows: &Vec<_>| windows[w]);

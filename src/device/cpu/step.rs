@@ -25,7 +25,7 @@ impl<P: Precision> Cpu<P> {
     ) {
         assert_eq!((x.cols, y.cols), w.shape(), "both sides of a product fit its weight");
         let to = Rows { stride: y.cols, data: &mut y.data };
-        w.multiply(self.arch, x.rows, AsStored(&x.data, x.cols), to, finish);
+        w.multiply(self.arch, x.rows, AsStored { data: &x.data, cols: x.cols }, to, finish);
     }
 
     /// f(u) W'.

@@ -9,7 +9,6 @@ use super::super::lines::prefetch;
 use super::super::real::Real;
 
 /// A matrix as it lies: `rows` by `cols`, element (i, j) at `i * row_stride + j * col_stride`.
-#[derive(Clone, Copy)]
 pub struct View<'a, E> {
     /// From the first element on.
     pub data: &'a [E],
@@ -22,6 +21,14 @@ pub struct View<'a, E> {
     /// Distance of two columns.
     pub col_stride: usize,
 }
+
+impl<E> Clone for View<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for View<'_, E> {}
 
 impl<'a, E> View<'a, E> {
     /// Rows of `cols` values, `stride` apart.
@@ -98,8 +105,12 @@ pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>
     }
 }
 
-/// What makes [`gemm`] sound: every row of y lies inside it.
+/// What makes [`gemm`] sound: all of y, a and b lies inside its slice.
 pub(super) fn check<E>(len: usize, stride: usize, a: View<E>, b: View<E>) {
+    for view in [a, b] {
+        let inside = view.rows == 0 || view.cols == 0 || view.last() < view.data.len();
+        assert!(inside, "a view lies inside its data");
+    }
     assert_eq!(b.rows, a.cols, "inner dimensions of a product");
     let inside = a.rows == 0 || (a.rows - 1) * stride + b.cols <= len;
     assert!(inside && b.cols <= stride, "a product lies inside its destination");
@@ -107,7 +118,7 @@ pub(super) fn check<E>(len: usize, stride: usize, a: View<E>, b: View<E>) {
 
 fn gemm<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
-    // SAFETY: `View` and `check` assert that every element of y, a and b lies inside its slice; y is borrowed
+    // SAFETY: `check` asserts that every element of y, a and b lies inside its slice; y is borrowed
     // mutably, so it overlaps neither.
     unsafe {
         gemm::gemm(

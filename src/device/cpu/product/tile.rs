@@ -58,6 +58,15 @@ impl<A, B, C> Tile<A, B, C> {
         // only where the processor has its instructions.
         unsafe { (self.run)(rows, steps, a.data.as_ptr(), a.row, a.step, b.as_ptr(), c.as_mut_ptr(), stride, first) }
     }
+
+    /// Runs `rounds` rounds on registers alone; gives their multiplications and additions.
+    pub fn spin(&self, rounds: usize) -> Option<f64> {
+        let peak = self.peak?;
+        // SAFETY: it touches no memory but its own; a tile is handed out only where the processor has its
+        // instructions.
+        unsafe { (peak.rounds)(rounds) };
+        Some((rounds * peak.operations) as f64)
+    }
 }
 
 /// The tile of bf16 pairs, where the processor multiplies them.
@@ -108,17 +117,6 @@ unsafe fn int8_portable(
     }
 }
 
-impl<A, B, C> Tile<A, B, C> {
-    /// Runs `rounds` rounds on registers alone; gives their multiplications and additions.
-    pub fn spin(&self, rounds: usize) -> Option<f64> {
-        let peak = self.peak?;
-        // SAFETY: it touches no memory but its own; a tile is handed out only where the processor has its
-        // instructions.
-        unsafe { (peak.rounds)(rounds) };
-        Some((rounds * peak.operations) as f64)
-    }
-}
-
 #[cfg(test)]
 pub mod emulated {
     //! Tiles of instructions that this processor may not have, one number after the other in the same order of sums.
@@ -133,11 +131,11 @@ pub mod emulated {
     pub static BYTES: Tile<u32, u32, i32> = Tile { rows: 14, cols: 32, run: run::<i32>, peak: None };
 
     /// sum and a step of both sides to the next sum.
-    pub trait Sum: Copy + Default {
+    pub trait Chain: Copy + Default {
         fn step(self, x: u32, w: u32) -> Self;
     }
 
-    impl Sum for f32 {
+    impl Chain for f32 {
         /// As the maker describes it: the second numbers' product is added, then the first's, each rounded once.
         fn step(self, x: u32, w: u32) -> f32 {
             let of = |pair: u32, which: u32| bf16::from_bits((pair >> (16 * which)) as u16).load();
@@ -145,7 +143,7 @@ pub mod emulated {
         }
     }
 
-    impl Sum for i32 {
+    impl Chain for i32 {
         /// Unsigned times signed.
         fn step(self, x: u32, w: u32) -> i32 {
             x.to_le_bytes()
@@ -156,7 +154,7 @@ pub mod emulated {
     }
 
     #[allow(clippy::too_many_arguments)]
-    unsafe fn run<C: Sum>(
+    unsafe fn run<C: Chain>(
         rows: usize,
         steps: usize,
         a: *const u32,
@@ -217,7 +215,7 @@ pub mod x86 {
     /// A tile of two registers a row: how its numbers are loaded, multiplied and stored.
     macro_rules! tile {
         ($name:ident, $features:literal, $a:ty, $b:ty, $c:ty, $lanes:literal, depth $depth:literal,
-         zero $zero:expr, load_c $load_c:expr, load_b $load_b:expr, splat $splat:expr, add $add:expr, store $store:expr,
+         one $one:expr, zero $zero:expr, load_c $load_c:expr, load_b $load_b:expr, splat $splat:expr, add $add:expr, store $store:expr,
          rows $($r:literal)*) => {
             mod $name {
                 use super::*;
@@ -229,11 +227,12 @@ pub mod x86 {
 
                 #[target_feature(enable = $features)]
                 unsafe fn rounds(n: usize) {
-                    let zeros: [$b; $lanes] = Default::default();
-                    // SAFETY: it reads `zeros`.
-                    let b = unsafe { $load_b(std::hint::black_box(&zeros).as_ptr()) };
+                    // Not zero, at which a processor would draw less and clock higher than at work.
+                    let ones = [$one; $lanes];
+                    // SAFETY: it reads `ones`.
+                    let b = unsafe { $load_b(std::hint::black_box(&ones).as_ptr()) };
                     let mut sums = [$zero; CHAINS];
-                    let xs = [$splat(Default::default()); CHAINS];
+                    let xs = [$splat($one); CHAINS];
                     for _ in 0..n {
                         // Read anew, each for itself: nothing may be known of them, or be worked out once for all.
                         for (s, x) in sums.iter_mut().zip(std::hint::black_box(&xs)) {
@@ -308,30 +307,30 @@ pub mod x86 {
     }
 
     tile!(f32_avx2, "avx2,fma", f32, f32, f32, 8, depth 1,
-        zero _mm256_setzero_ps(), load_c _mm256_loadu_ps, load_b _mm256_loadu_ps, splat _mm256_set1_ps,
+        one 1.0, zero _mm256_setzero_ps(), load_c _mm256_loadu_ps, load_b _mm256_loadu_ps, splat _mm256_set1_ps,
         add |s, x, b| _mm256_fmadd_ps(x, b, s), store _mm256_storeu_ps,
         rows 1 2 3 4 5 6);
 
     tile!(f32_avx512, "avx512f", f32, f32, f32, 16, depth 1,
-        zero _mm512_setzero_ps(), load_c _mm512_loadu_ps, load_b _mm512_loadu_ps, splat _mm512_set1_ps,
+        one 1.0, zero _mm512_setzero_ps(), load_c _mm512_loadu_ps, load_b _mm512_loadu_ps, splat _mm512_set1_ps,
         add |s, x, b| _mm512_fmadd_ps(x, b, s), store _mm512_storeu_ps,
         rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
     tile!(bf16_avx512, "avx512f,avx512bf16", u32, u32, f32, 16, depth 2,
-        zero _mm512_setzero_ps(), load_c _mm512_loadu_ps, load_b |b: *const u32| _mm512_loadu_si512(b.cast()),
+        one 0x3f80_3f80, zero _mm512_setzero_ps(), load_c _mm512_loadu_ps, load_b |b: *const u32| _mm512_loadu_si512(b.cast()),
         splat |x: u32| _mm512_set1_epi32(x as i32),
         add |s, x, b| _mm512_dpbf16_ps(s, pairs(x), pairs(b)),
         store _mm512_storeu_ps,
         rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
     tile!(int8_avx512, "avx512f,avx512vnni", u32, u32, i32, 16, depth 4,
-        zero _mm512_setzero_si512(), load_c |c: *mut i32| _mm512_loadu_si512(c.cast_const().cast()),
+        one 0x0101_0101, zero _mm512_setzero_si512(), load_c |c: *mut i32| _mm512_loadu_si512(c.cast_const().cast()),
         load_b |b: *const u32| _mm512_loadu_si512(b.cast()), splat |x: u32| _mm512_set1_epi32(x as i32),
         add |s, x, b| _mm512_dpbusd_epi32(s, x, b), store |c: *mut i32, s| _mm512_storeu_si512(c.cast(), s),
         rows 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 
     tile!(int8_avx2, "avx2", u32, u32, i32, 8, depth 4,
-        zero _mm256_setzero_si256(), load_c |c: *mut i32| _mm256_loadu_si256(c.cast_const().cast()),
+        one 0x0101_0101, zero _mm256_setzero_si256(), load_c |c: *mut i32| _mm256_loadu_si256(c.cast_const().cast()),
         load_b |b: *const u32| _mm256_loadu_si256(b.cast()), splat |x: u32| _mm256_set1_epi32(x as i32),
         add |s, x, b| {
             let products = _mm256_madd_epi16(_mm256_maddubs_epi16(x, b), _mm256_set1_epi16(1));

@@ -74,10 +74,13 @@ impl Layout<f32> for Int8Layout {
         scales.par_iter_mut().enumerate().for_each(|(j, scale)| {
             *scale = scale_of((0..inner).fold(0.0, |most, k| larger(most, value(k, j))), *top);
         });
-        let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), 1.0 / scales[j]) } else { 0 };
+        let inverses: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
+        let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), inverses[j], *top) } else { 0 };
         panels.repack(|step, j| u32::from_le_bytes(std::array::from_fn(|i| w(4 * step + i, j) as i8 as u8)));
+        let packed = &*panels;
         moved.par_iter_mut().enumerate().for_each(|(j, moved)| {
-            *moved = *shift * (0..inner).map(|k| w(k, j)).sum::<i32>();
+            let bytes = (0..inner.div_ceil(4)).flat_map(|step| packed.at(step, j).to_le_bytes());
+            *moved = *shift * bytes.map(|w| i32::from(w as i8)).sum::<i32>();
         });
     }
 
@@ -92,8 +95,7 @@ impl Layout<f32> for Int8Layout {
 
     fn set(&mut self, inner: usize, col: usize, value: f32) {
         // The column's scale stays, and bounds the value; training, which alone asks for this, does not run in bytes.
-        let top = self.kind.top as i32;
-        let new = quantised(value, 1.0 / self.scales[col]).clamp(-top, top);
+        let new = quantised(value, 1.0 / self.scales[col], self.kind.top);
         let bytes = self.panels.at_mut(inner / 4, col);
         let mut all = bytes.to_le_bytes();
         let old = i32::from(all[inner % 4] as i8);

@@ -35,13 +35,18 @@ impl<R, F: Fn(usize, &mut [R]) + Sync> LeftSide<R> for F {
     }
 }
 
-/// A left side that is read as it is stored, row after row of so many columns.
-pub struct AsStored<'x, E>(pub &'x [E], pub usize);
+/// A left side that is read as it is stored.
+pub struct AsStored<'x, E> {
+    /// Row after row.
+    pub data: &'x [E],
+    /// Columns.
+    pub cols: usize,
+}
 
 impl<E> AsStored<'_, E> {
     #[inline(always)]
     fn row(&self, i: usize) -> &[E] {
-        &self.0[i * self.1..][..self.1]
+        &self.data[i * self.cols..][..self.cols]
     }
 }
 

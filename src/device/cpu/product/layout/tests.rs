@@ -154,20 +154,49 @@ fn int8_sums_bytes_exactly() {
             // The largest products there are, side by side: where 16 bits would overflow.
             x[..inner].fill(0.5);
             let w: Vec<f32> = w.iter().enumerate().map(|(i, w)| if i % cols == 0 { 0.5 } else { *w }).collect();
-            let layout: Int8Layout = pack(arch, &w, inner, cols);
-            let found = product(arch, 2, &layout, &x, (inner, cols));
-            for (i, row) in found.chunks(cols).enumerate() {
-                let x = &x[i * inner..][..inner];
-                let scale = x.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
-                for (j, found) in row.iter().enumerate() {
-                    let products = x.iter().enumerate().map(|(k, x)| {
-                        f64::from((x * (1.0 / scale)).round_ties_even() * scale) * f64::from(layout.at(k, j))
-                    });
-                    let (exact, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
-                    assert!((f64::from(*found) - exact).abs() <= 1e-6 * size, "{} {found} {exact}", arch.name());
-                }
+            let mut layout: Int8Layout = pack(arch, &w, inner, cols);
+            multiplies_its_bytes(arch, &layout, &x, (inner, cols));
+            // And no sum leaves 16 bits where a value is replaced, however large.
+            layout.set(inner / 2, 0, 9.0);
+            layout.set(0, cols - 1, -0.01);
+            multiplies_its_bytes(arch, &layout, &x, (inner, cols));
+        }
+    }
+}
+
+/// Fails where a product is not that of x's bytes and the layout's.
+fn multiplies_its_bytes(arch: Arch, layout: &Int8Layout, x: &[f32], (inner, cols): (usize, usize)) {
+    let found = product(arch, 2, layout, x, (inner, cols));
+    for (x, row) in x.chunks(inner).zip(found.chunks(cols)) {
+        let scale = x.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+        for (j, found) in row.iter().enumerate() {
+            let products = x
+                .iter()
+                .enumerate()
+                .map(|(k, x)| f64::from((x * (1.0 / scale)).round_ties_even() * scale) * f64::from(layout.at(k, j)));
+            let (exact, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+            assert!((f64::from(*found) - exact).abs() <= 1e-6 * size, "{} {found} {exact}", arch.name());
+        }
+    }
+}
+
+#[test]
+fn int8_weights_are_within_half_a_step_of_their_column() {
+    for arch in Arch::available() {
+        let (inner, cols) = (33, 40);
+        let mut w = values(inner * cols, 13);
+        // A column too small for a scale of its own.
+        (0..inner).for_each(|k| w[k * cols + 5] = 1e-38);
+        let layout: Int8Layout = pack(arch, &w, inner, cols);
+        let top = if arch.multiplies_bytes() || arch == Arch::Portable { 127.0 } else { 63.0 };
+        for j in 0..cols {
+            let largest = (0..inner).fold(0.0f32, |most, k| most.max(w[k * cols + j].abs()));
+            for k in 0..inner {
+                let off = (layout.at(k, j) - w[k * cols + j]).abs();
+                assert!(off <= largest / top * 0.50001 + 1e-37, "{} {k} {j}: {off}", arch.name());
             }
         }
+        multiplies_its_bytes(arch, &layout, &values(3 * inner, 14), (inner, cols));
     }
 }
 
