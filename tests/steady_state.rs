@@ -12,6 +12,7 @@ use bitfit::base::Base;
 use bitfit::base::delta::{Delta, Head, Request};
 use bitfit::base::parameters::Role;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
+use bitfit::device::cpu::Arch;
 use bitfit::device::ops::Dropout;
 use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::{Encoder, Rule, Run};
@@ -61,6 +62,10 @@ fn batch(step: u32, sequences: u32, length: usize) -> Arc<Batch> {
 #[test]
 fn steps_ask_for_no_memory_that_grows_with_their_activations() {
     let _alone = ONE_AT_A_TIME.lock();
+    if Arch::chosen().unwrap() == Arch::Portable {
+        println!("not run: where no own kernel exists, the crate that multiplies asks for memory as it likes");
+        return;
+    }
     let base = tiny();
     let h = base.config().hidden_size;
     for precision in [PrecisionName::F32, PrecisionName::Bf16] {
@@ -97,9 +102,8 @@ fn steps_ask_for_no_memory_that_grows_with_their_activations() {
             asked[3..].iter().copied().max().unwrap()
         };
         let (short, long) = (per_step(8), per_step(32));
-        // 96 tokens more, 2 layers, at least 9 numbers of two bytes a hidden unit.
-        let activations = 96 * 2 * 9 * 2 * h;
-        assert!(long < short + activations / 4, "{precision}: {short} and {long} bytes; activations {activations}");
+        // The smallest buffer there is grows by a byte pair a token and hidden unit: 96 more tokens.
+        assert!(long < short + 96 * h, "{precision}: {short} and {long} bytes");
     }
 }
 
