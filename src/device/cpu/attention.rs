@@ -107,6 +107,14 @@ impl<P: Precision> Cpu<P> {
         Part { of, rows: self.rows_of(space, head.sequence), cols: (head.head * width, width) }
     }
 
+    /// The multipliers of a query's keys, written to `room`; none where nothing is dropped.
+    #[inline(always)]
+    fn mask_of<'r>(&self, head: &Head, position: usize, site: Site, room: &'r mut [P::Real]) -> Option<&'r [P::Real]> {
+        let mask = self.mask(Row { sequence: head.sequence, group: 0, position }, head.head, site)?;
+        multipliers(&mask, room);
+        Some(room)
+    }
+
     /// A head's values of a sequence, as they lie.
     fn head_of<'x, E: super::Element>(&self, x: &'x Mat<E>, head: &Head) -> View<'x, E> {
         let (first, rows) = self.rows_of(x.space, head.sequence);
@@ -118,7 +126,7 @@ impl<P: Precision> Cpu<P> {
         let (mut o, mut lse) = (self.mat(q.space, h), self.mat(q.space, self.arithmetic.n_heads));
         let (o_shared, lse_shared) = (share(&mut o), share(&mut lse));
         self.each_head(q.space, h, |head| {
-            let Head { sequence, m, len, d, .. } = head;
+            let Head { m, len, d, .. } = head;
             let scale = P::Real::of(1.0 / (d as f64).sqrt());
             // SAFETY: `each_head` calls this once a head of a sequence.
             let mut o = unsafe { self.part(&o_shared, q.space, &head, d) };
@@ -136,14 +144,7 @@ impl<P: Precision> Cpu<P> {
                     #[inline(always)]
                     |(scores, p, mask, lse): Scored<'_, '_, '_, P>| {
                         for (position, (s, p)) in scores.chunks_mut(len).zip(p.chunks_mut(len)).enumerate() {
-                            let mask = self.mask(Row { sequence, group: 0, position }, head.head, site).map(
-                                #[inline(always)]
-                                |m| {
-                                    multipliers(&m, mask);
-                                    &*mask
-                                },
-                            );
-                            lse.row(position)[0] = softmax(s, scale, mask, p);
+                            lse.row(position)[0] = softmax(s, scale, self.mask_of(&head, position, site, mask), p);
                         }
                     },
                 );
@@ -204,13 +205,7 @@ impl<P: Precision> Cpu<P> {
                             for s in s.iter_mut() {
                                 *s = s.mul_add(scale, -lse).exp();
                             }
-                            match self.mask(Row { sequence, group: 0, position }, head.head, site) {
-                                Some(m) => {
-                                    multipliers(&m, mask);
-                                    score_gradient(s, dp, Some(mask), scale, p, ds);
-                                }
-                                None => score_gradient(s, dp, None, scale, p, ds),
-                            }
+                            score_gradient(s, dp, self.mask_of(&head, position, site, mask), scale, p, ds);
                         }
                     },
                 );

@@ -62,8 +62,6 @@ pub struct Cpu<P: Precision> {
     dropout: Dropout,
     /// The sequence of each token row.
     sequence: Vec<u32>,
-    /// The group of each token row.
-    group: Vec<u32>,
     precision: PhantomData<P>,
 }
 
@@ -102,7 +100,6 @@ impl<P: Precision> Cpu<P> {
             batch: Arc::new(Batch::new()),
             dropout: Dropout::NONE,
             sequence: Vec::new(),
-            group: Vec::new(),
             precision: PhantomData,
         }
     }
@@ -148,7 +145,7 @@ impl<P: Precision> Cpu<P> {
     #[inline(always)]
     fn group(&self, space: Space, row: usize) -> usize {
         match space {
-            Space::Tokens => self.group[row] as usize,
+            Space::Tokens => self.batch.groups()[self.sequence[row] as usize],
             Space::Firsts => self.batch.groups()[row],
         }
     }
@@ -248,10 +245,8 @@ impl<P: Precision> Device for Cpu<P> {
             self.room = batch.n_tokens();
         }
         self.sequence.clear();
-        self.group.clear();
-        for (s, g) in batch.groups().iter().enumerate() {
+        for s in 0..batch.n_sequences() {
             self.sequence.extend(batch.tokens_of(s).map(|_| s as u32));
-            self.group.resize(self.sequence.len(), *g as u32);
         }
         self.batch = batch;
         self.dropout = dropout;

@@ -9,8 +9,7 @@ use super::product::layout::{AsStored, Layout};
 use super::product::panels::Rows;
 use super::product::strided::{Into, View, product_alone};
 use super::real::{Real, dot};
-use super::tables::Table;
-use super::weights::Weight;
+use super::weights::{Values, Weight};
 use super::{Act, Cpu, Stream};
 use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
 
@@ -421,15 +420,7 @@ impl<P: Precision> Ops for Cpu<P> {
         at: Option<&Vec<u64>>,
         into: &mut Weight<P>,
     ) {
-        let (base, delta) = (base.of(g), delta.of(g));
-        match at {
-            None => into.rewrite(|at| base[at] + delta[at]),
-            Some(at) => {
-                for ((at, b), d) in at.iter().zip(base).zip(delta) {
-                    into.set(*at as usize, *b + *d);
-                }
-            }
-        }
+        add(base.of(g), delta.of(g), at, into);
     }
 
     fn write_table(
@@ -439,15 +430,7 @@ impl<P: Precision> Ops for Cpu<P> {
         at: Option<&Vec<u64>>,
         into: &mut P::Table,
     ) {
-        let (base, delta) = (base.of(0), delta.of(0));
-        match at {
-            None => into.rewrite(|at| base[at] + delta[at]),
-            Some(at) => {
-                for ((at, b), d) in at.iter().zip(base).zip(delta) {
-                    into.set(*at as usize, *b + *d);
-                }
-            }
-        }
+        add(base.of(0), delta.of(0), at, into);
     }
 
     fn gather(&mut self, from: &Vectors<P::Real>, at: &Vec<u64>, into: &mut Vectors<P::Real>) {
@@ -458,10 +441,13 @@ impl<P: Precision> Ops for Cpu<P> {
 }
 
 /// into = base + delta, or into[at[i]] = base[i] + delta[i].
-fn add<R: Real>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut [R]) {
-    let sums = base.iter().zip(delta).map(|(b, d)| *b + *d);
+fn add<R: Real>(base: &[R], delta: &[R], at: Option<&Vec<u64>>, into: &mut (impl Values<R> + ?Sized)) {
     match at {
-        None => into.iter_mut().zip(sums).for_each(|(into, sum)| *into = sum),
-        Some(at) => at.iter().zip(sums).for_each(|(at, sum)| into[*at as usize] = sum),
+        None => into.rewrite(|at| base[at] + delta[at]),
+        Some(at) => {
+            for ((at, b), d) in at.iter().zip(base).zip(delta) {
+                into.set(*at as usize, *b + *d);
+            }
+        }
     }
 }

@@ -5,19 +5,16 @@ use bytemuck::cast_slice;
 use super::bytes::{TOP, larger, quantised, scale_of};
 use super::precision::Stored;
 use super::real::Real;
+use super::weights::Values;
 
 /// A table, as a precision stores it.
-pub trait Table<R: Real>: Sized + Send + Sync + 'static {
+pub trait Table<R: Real>: Values<R> + Sized + Send + Sync + 'static {
     /// Stores row-major values.
     fn pack(width: usize, values: &[R]) -> Self;
     /// Columns.
     fn width(&self) -> usize;
     /// Adds row `i` to `sums`.
     fn add_row(&self, i: usize, sums: &mut [R]);
-    /// Replaces all values: `value` is asked for flat, row-major positions.
-    fn rewrite(&mut self, value: impl Fn(usize) -> R);
-    /// Replaces the value at a flat, row-major position.
-    fn set(&mut self, at: usize, value: R);
     /// Hands all values to `visit` as they lie, for hashing.
     fn visit(&self, visit: &mut dyn FnMut(&[u8]));
 }
@@ -44,16 +41,18 @@ impl<R: Real, E: Stored<R>> Table<R> for Numbers<E> {
         }
     }
 
-    fn rewrite(&mut self, value: impl Fn(usize) -> R) {
+    fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(cast_slice(&self.data));
+    }
+}
+
+impl<R: Real, E: Stored<R>> Values<R> for Numbers<E> {
+    fn rewrite(&mut self, value: impl Fn(usize) -> R + Sync) {
         self.data.iter_mut().enumerate().for_each(|(at, to)| *to = E::store(value(at)));
     }
 
     fn set(&mut self, at: usize, value: R) {
         self.data[at] = E::store(value);
-    }
-
-    fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
-        visit(cast_slice(&self.data));
     }
 }
 
@@ -95,7 +94,14 @@ impl Table<f32> for Bytes {
         }
     }
 
-    fn rewrite(&mut self, value: impl Fn(usize) -> f32) {
+    fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(cast_slice(&self.data));
+        visit(cast_slice(&self.scales));
+    }
+}
+
+impl Values<f32> for Bytes {
+    fn rewrite(&mut self, value: impl Fn(usize) -> f32 + Sync) {
         for i in 0..self.scales.len() {
             self.scale_row(i, &value);
         }
@@ -104,11 +110,6 @@ impl Table<f32> for Bytes {
     fn set(&mut self, at: usize, value: f32) {
         // The row's scale stays, and bounds the value; training, which alone asks for this, does not run in bytes.
         self.data[at] = quantised(value, 1.0 / self.scales[at / self.width], TOP) as i8;
-    }
-
-    fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
-        visit(cast_slice(&self.data));
-        visit(cast_slice(&self.scales));
     }
 }
 

@@ -50,9 +50,29 @@ impl<P: Precision> Weight<P> {
         let packed = P::Layout::pack(self.arch, self.n_out, self.n_in, |o, i| self.forward.at(i, o));
         self.backward.get_or_init(|| packed)
     }
+}
 
-    /// Replaces all values: `value` is asked for flat, row-major positions, (out, in).
-    pub fn rewrite(&mut self, value: impl Fn(usize) -> P::Real + Sync) {
+/// What training writes over: values at flat, row-major positions.
+pub trait Values<R> {
+    /// Replaces all values.
+    fn rewrite(&mut self, value: impl Fn(usize) -> R + Sync);
+    /// Replaces the value at a position.
+    fn set(&mut self, at: usize, value: R);
+}
+
+impl<R> Values<R> for [R] {
+    fn rewrite(&mut self, value: impl Fn(usize) -> R + Sync) {
+        self.iter_mut().enumerate().for_each(|(at, to)| *to = value(at));
+    }
+
+    fn set(&mut self, at: usize, value: R) {
+        self[at] = value;
+    }
+}
+
+/// Positions are (out, in).
+impl<P: Precision> Values<P::Real> for Weight<P> {
+    fn rewrite(&mut self, value: impl Fn(usize) -> P::Real + Sync) {
         let n_in = self.n_in;
         self.forward.repack(|i, o| value(o * n_in + i));
         if let Some(backward) = self.backward.get_mut() {
@@ -60,8 +80,7 @@ impl<P: Precision> Weight<P> {
         }
     }
 
-    /// Replaces the value at a flat, row-major position.
-    pub fn set(&mut self, at: usize, value: P::Real) {
+    fn set(&mut self, at: usize, value: P::Real) {
         let (o, i) = (at / self.n_in, at % self.n_in);
         self.forward.set(i, o, value);
         if let Some(backward) = self.backward.get_mut() {

@@ -21,13 +21,13 @@ pub trait Operand<R>: Sized {
 
 impl<R: Real> Operand<R> for R {
     fn multiply(arch: Arch, y: &mut [R], stride: usize, a: View<R>, b: View<R>) {
-        let Some(tile) = R::tile(arch) else {
-            return product_alone(y, stride, Into::Store, a, b, 1);
-        };
         check(y.len(), stride, a, b);
         if is_empty(y, stride, a, b) {
             return;
         }
+        let Some(tile) = R::tile(arch) else {
+            return product_alone(y, stride, Into::Store, a, b, 1);
+        };
         let left = Left { data: a.data, row: a.row_stride, step: a.col_stride };
         let n = b.cols;
         by_panels(

@@ -78,23 +78,38 @@ pub fn pair_tile(arch: Arch) -> Option<&'static Tile<u32, u32, f32>> {
     }
 }
 
-/// Four bytes on any processor, both signed.
-pub static INT8_PORTABLE: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: int8_portable, peak: None };
+/// Four bytes on any processor, unsigned times signed.
+pub static INT8_PORTABLE: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: plain::<i32, 16>, peak: None };
 
+/// A sum that a step of both sides is added to.
+trait Chain: Copy + Default {
+    fn step(self, x: u32, w: u32) -> Self;
+}
+
+/// As VNNI: unsigned times signed.
+impl Chain for i32 {
+    #[inline(always)]
+    fn step(self, x: u32, w: u32) -> i32 {
+        let products = x.to_le_bytes().into_iter().zip(w.to_le_bytes()).map(|(x, w)| i32::from(x) * i32::from(w as i8));
+        self + products.sum::<i32>()
+    }
+}
+
+/// A tile without instructions of its own, one number after the other.
 #[allow(clippy::too_many_arguments)]
-unsafe fn int8_portable(
+unsafe fn plain<C: Chain, const COLS: usize>(
     rows: usize,
     steps: usize,
     a: *const u32,
     row: usize,
     step: usize,
     b: *const u32,
-    c: *mut i32,
+    c: *mut C,
     stride: usize,
     first: bool,
 ) {
     for r in 0..rows {
-        let mut sums = [0i32; 16];
+        let mut sums = [C::default(); COLS];
         // SAFETY: `Tile::run` asserted that rows and steps lie inside a, b and c.
         unsafe {
             let c = c.add(r * stride);
@@ -102,12 +117,9 @@ unsafe fn int8_portable(
                 sums = std::array::from_fn(|j| *c.add(j));
             }
             for k in 0..steps {
-                let x = (*a.add(r * row + k * step)).to_le_bytes();
+                let x = *a.add(r * row + k * step);
                 for (j, sum) in sums.iter_mut().enumerate() {
-                    let w = (*b.add(k * 16 + j)).to_le_bytes();
-                    for (x, w) in x.iter().zip(w) {
-                        *sum += i32::from(*x as i8) * i32::from(w as i8);
-                    }
+                    *sum = sum.step(x, *b.add(k * COLS + j));
                 }
             }
             for (j, sum) in sums.iter().enumerate() {
@@ -119,59 +131,23 @@ unsafe fn int8_portable(
 
 #[cfg(test)]
 pub mod emulated {
-    //! Tiles of instructions that this processor may not have, one number after the other in the same order of sums.
+    //! Tiles of instructions that this processor may not have, in the same order of sums.
 
-    use super::super::super::precision::Stored;
-    use super::Tile;
     use half::bf16;
 
+    use super::super::super::precision::Stored;
+    use super::{Chain, Tile, plain};
+
     /// As [`super::x86::BF16_AVX512`].
-    pub static PAIRS: Tile<u32, u32, f32> = Tile { rows: 14, cols: 32, run: run::<f32>, peak: None };
+    pub static PAIRS: Tile<u32, u32, f32> = Tile { rows: 14, cols: 32, run: plain::<f32, 32>, peak: None };
     /// As [`super::x86::INT8_AVX512`].
-    pub static BYTES: Tile<u32, u32, i32> = Tile { rows: 14, cols: 32, run: run::<i32>, peak: None };
+    pub static BYTES: Tile<u32, u32, i32> = Tile { rows: 14, cols: 32, run: plain::<i32, 32>, peak: None };
 
-    /// sum and a step of both sides to the next sum.
-    pub trait Chain: Copy + Default {
-        fn step(self, x: u32, w: u32) -> Self;
-    }
-
+    /// As the maker describes it: the second numbers' product is added, then the first's, each rounded once.
     impl Chain for f32 {
-        /// As the maker describes it: the second numbers' product is added, then the first's, each rounded once.
         fn step(self, x: u32, w: u32) -> f32 {
             let of = |pair: u32, which: u32| bf16::from_bits((pair >> (16 * which)) as u16).load();
             of(x, 0).mul_add(of(w, 0), of(x, 1).mul_add(of(w, 1), self))
-        }
-    }
-
-    impl Chain for i32 {
-        /// Unsigned times signed.
-        fn step(self, x: u32, w: u32) -> i32 {
-            x.to_le_bytes()
-                .iter()
-                .zip(w.to_le_bytes())
-                .fold(self, |sum, (x, w)| sum + i32::from(*x) * i32::from(w as i8))
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn run<C: Chain>(
-        rows: usize,
-        steps: usize,
-        a: *const u32,
-        row: usize,
-        step: usize,
-        b: *const u32,
-        c: *mut C,
-        stride: usize,
-        first: bool,
-    ) {
-        for (r, j) in (0..rows).flat_map(|r| (0..32).map(move |j| (r, j))) {
-            // SAFETY: `Tile::run` asserted that rows and steps lie inside a, b and c.
-            unsafe {
-                let c = c.add(r * stride + j);
-                let begun = if first { C::default() } else { *c };
-                *c = (0..steps).fold(begun, |sum, k| sum.step(*a.add(r * row + k * step), *b.add(k * 32 + j)));
-            }
         }
     }
 }

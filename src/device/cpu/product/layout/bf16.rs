@@ -7,7 +7,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::super::super::lines::with_scratch;
-use super::super::super::precision::Stored;
+use super::super::super::precision::{Stored, load};
 use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
@@ -174,7 +174,7 @@ impl Layout<f32> for Bf16Layout {
                         arch.run(
                             wide,
                             #[inline(always)]
-                            |wide: &mut [f32]| wide.iter_mut().zip(stored).for_each(|(to, x)| *to = x.load()),
+                            |wide: &mut [f32]| load(stored, wide),
                         );
                     });
                     match tile {

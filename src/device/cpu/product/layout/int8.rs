@@ -1,9 +1,9 @@
 //! Bytes, for inference: a scale a column of the weight and a scale a row of the left side, both symmetric.
 //!
-//! x W is (sum of x_q w_q) s_x s_w with x_q = round(x / s_x), s_x = max |x| / 127, and likewise w_q. Where a processor
-//! multiplies unsigned by signed bytes, x_q is moved up by 128, and 128 times the column's sum of w_q is taken off.
-//! Where it adds two products in 16 bits besides (AVX2), w_q is at most 63 in size, so that no sum leaves them. Sums are
-//! whole numbers: a row's bits depend on nothing but the row.
+//! x W is (sum of x_q w_q) s_x s_w with x_q = round(x / s_x), s_x = max |x| / 127, and likewise w_q. Processors multiply
+//! unsigned by signed bytes: x_q is moved up by 128, and 128 times the column's sum of w_q is taken off. Where one adds two
+//! products in 16 bits besides (AVX2), w_q is at most 63 in size, so that no sum leaves them. Sums are whole numbers: a
+//! row's bits depend on nothing but the row.
 
 use rayon::prelude::*;
 
@@ -14,6 +14,9 @@ use super::super::panels::{Panels, Rows, multiply};
 use super::super::tile::{self, Tile};
 use super::{Layout, LeftSide};
 
+/// What x_q is moved up by.
+const SHIFT: i32 = 128;
+
 /// A right side in bytes.
 pub struct Int8Layout {
     inner: usize,
@@ -22,7 +25,7 @@ pub struct Int8Layout {
     panels: Panels<u32>,
     /// s_w of each column.
     scales: Vec<f32>,
-    /// `shift` times the sum of each column's w_q.
+    /// [`SHIFT`] times the sum of each column's w_q.
     moved: Vec<i32>,
 }
 
@@ -30,8 +33,6 @@ pub struct Int8Layout {
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
     pub tile: &'static Tile<u32, u32, i32>,
-    /// What x_q is moved up by.
-    pub shift: i32,
     /// The largest w_q.
     pub top: f32,
 }
@@ -40,10 +41,10 @@ impl Kind {
     fn of(arch: Arch) -> Self {
         match arch {
             #[cfg(target_arch = "x86_64")]
-            Arch::Avx512 { vnni: true, .. } => Kind { tile: &tile::x86::INT8_AVX512, shift: 128, top: 127.0 },
+            Arch::Avx512 { vnni: true, .. } => Kind { tile: &tile::x86::INT8_AVX512, top: 127.0 },
             #[cfg(target_arch = "x86_64")]
-            Arch::Avx512 { .. } | Arch::Avx2 => Kind { tile: &tile::x86::INT8_AVX2, shift: 128, top: 63.0 },
-            Arch::Portable => Kind { tile: &tile::INT8_PORTABLE, shift: 0, top: 127.0 },
+            Arch::Avx512 { .. } | Arch::Avx2 => Kind { tile: &tile::x86::INT8_AVX2, top: 63.0 },
+            Arch::Portable => Kind { tile: &tile::INT8_PORTABLE, top: 127.0 },
         }
     }
 }
@@ -69,7 +70,7 @@ impl Layout<f32> for Int8Layout {
     }
 
     fn repack(&mut self, value: impl Fn(usize, usize) -> f32 + Sync) {
-        let Int8Layout { inner, kind: Kind { shift, top, .. }, panels, scales, moved } = self;
+        let Int8Layout { inner, kind: Kind { top, .. }, panels, scales, moved } = self;
         let inner = *inner;
         scales.par_iter_mut().enumerate().for_each(|(j, scale)| {
             *scale = scale_of((0..inner).fold(0.0, |most, k| larger(most, value(k, j))), *top);
@@ -80,7 +81,7 @@ impl Layout<f32> for Int8Layout {
         let packed = &*panels;
         moved.par_iter_mut().enumerate().for_each(|(j, moved)| {
             let bytes = (0..inner.div_ceil(4)).flat_map(|step| packed.at(step, j).to_le_bytes());
-            *moved = *shift * bytes.map(|w| i32::from(w as i8)).sum::<i32>();
+            *moved = SHIFT * bytes.map(|w| i32::from(w as i8)).sum::<i32>();
         });
     }
 
@@ -101,7 +102,7 @@ impl Layout<f32> for Int8Layout {
         let old = i32::from(all[inner % 4] as i8);
         all[inner % 4] = new as i8 as u8;
         *bytes = u32::from_le_bytes(all);
-        self.moved[col] += self.kind.shift * (new - old);
+        self.moved[col] += SHIFT * (new - old);
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
@@ -117,7 +118,7 @@ impl Layout<f32> for Int8Layout {
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
-        let Int8Layout { inner, kind: Kind { tile, shift, .. }, scales, moved, .. } = self;
+        let Int8Layout { inner, kind: Kind { tile, .. }, scales, moved, .. } = self;
         let steps = inner.div_ceil(4);
         multiply(
             arch,
@@ -137,7 +138,7 @@ impl Layout<f32> for Int8Layout {
                         let inverse = 1.0 / scale;
                         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut to[..steps]);
                         for (byte, x) in bytes.iter_mut().zip(wide.iter()) {
-                            *byte = (rounded(*x * inverse) + shift) as u8;
+                            *byte = (rounded(*x * inverse) + SHIFT) as u8;
                         }
                         to[steps] = scale.to_bits();
                     },

@@ -110,7 +110,7 @@ fn pairs_and_bytes_are_summed_in_the_order_of_their_emulation() {
         let (x, w) = (values(m * inner, 11), values(inner * cols, 12));
         let value = |k: usize, j: usize| w[k * cols + j];
         let mut pairs = Bf16Layout::of_pairs(&emulated::PAIRS, inner, cols);
-        let mut bytes = Int8Layout::of_kind(Kind { tile: &emulated::BYTES, shift: 128, top: 127.0 }, inner, cols);
+        let mut bytes = Int8Layout::of_kind(Kind { tile: &emulated::BYTES, top: 127.0 }, inner, cols);
         threads(1).install(|| (pairs.repack(value), bytes.repack(value)));
 
         let store = <bf16 as Stored<f32>>::store;
