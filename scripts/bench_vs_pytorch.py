@@ -34,6 +34,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from measured import cpu, write_aside
+
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "benches" / "results" / "speed"
 REPORT = ROOT / "benches" / "RESULTS.md"
@@ -140,14 +142,10 @@ MEMORY = [("f32", 1450, 1360), ("bf16", 800, 700)]
 
 def facts():
     """The processor by name and its widest arithmetic, and its cores."""
-    fields = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
+    found = cpu()
+    if found is None:
         return {"processor": "unknown", "kind": "unknown", "cores": os.cpu_count()}
-    flags = fields.get("flags", "").split()
+    model, flags = found
     # As the engine chooses; each set needs those before it.
     sets = [("avx2", ["avx2", "fma"]), ("avx512", ["avx512f", "avx512bw", "avx512dq", "avx512vl"]),
             ("avx512-vnni", ["avx512_vnni"]), ("avx512-bf16", ["avx512_bf16"])]  # fmt: skip
@@ -156,7 +154,7 @@ def facts():
         if not set(needed) <= set(flags):
             break
         kind = name
-    return {"processor": fields.get("model name", "unknown"), "kind": kind, "cores": os.cpu_count()}
+    return {"processor": model, "kind": kind, "cores": os.cpu_count()}
 
 
 def commit():
@@ -164,17 +162,6 @@ def commit():
     code = ["--", "src", "Cargo.toml", "Cargo.lock"]
     git = lambda *of: subprocess.run(["git", *of, *code], capture_output=True, text=True, cwd=ROOT).stdout.strip()  # noqa: E731
     return git("log", "-1", "--format=%h") + (" with changes" if git("status", "--porcelain") else "")
-
-
-def write_aside(path, text):
-    """A reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.chmod(out.name, 0o644)
-    os.replace(out.name, path)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

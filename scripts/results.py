@@ -30,6 +30,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from measured import cpu, write_aside
+
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = ROOT / "benches" / "results" / "glue"
 RUNS = ROOT / "target" / "results"
@@ -142,16 +144,12 @@ def all_cells():
 
 def processor():
     """Its name and the widest arithmetic it has: cloud machines of different kinds share a name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name, flags = (
-            next(line.split(":", 1)[1].strip() for line in lines if line.startswith(key))
-            for key in ("model name", "flags")
-        )
-    except (OSError, StopIteration):
+    found = cpu()
+    if found is None:
         return "unknown"
+    name, flags = found
     known = {"avx512_bf16": "AVX-512 with bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
-    return ", ".join([name, *[shown for flag, shown in known.items() if flag in flags.split()][:1]])
+    return ", ".join([name, *[shown for flag, shown in known.items() if flag in flags][:1]])
 
 
 def commit():
@@ -207,17 +205,6 @@ def dev_rows(glue, task):
     return len(lines) - (0 if task == "cola" else 1)
 
 
-def write(path, value):
-    """Written aside, synced, renamed: a cell is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".json.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
 def run(cell, a):
     """Runs one cell; an error message, or None."""
     out = RUNS / cell.name
@@ -243,14 +230,14 @@ def run(cell, a):
     shown = cell.command(
         {"GLUE": "GLUE", "BASE": "BASE" if a.base else "", "RUN": "RUN", "PYTHON": "python3"}, a.threads
     )
-    write(cell.path, {
+    write_aside(cell.path, json.dumps({
         "task": cell.row.task, "method": cell.row.method, "seed": cell.seed, "side": cell.side,
         "settings": cell.settings(), "epoch": cell.row.epochs, "split": "dev",
         "examples": printed.get("examples") or dev_rows(a.glue, cell.row.task), "metrics": metrics,
         "seconds": round(seconds, 1), "command": shlex.join(shown), "processor": processor(), "threads": a.threads,
         "commit": commit(), "note": "",
         **({} if cell.row.precision == "f32" else {"scored": scored(cell, a, out)}),
-    })  # fmt: skip
+    }, indent=1) + "\n")  # fmt: skip
     shutil.rmtree(out, ignore_errors=True)
     print(f"  {metrics} in {seconds:.0f} s", file=sys.stderr)
     return None
