@@ -255,9 +255,14 @@ pub fn multiply<A: Element, B: Element, C: Element, E: Send>(
     }
     let y = Shared::new(y);
     let ld = (b.steps + 1).next_multiple_of(32) + 16;
-    let cut = Cut { tile, b, m, tiles: m.div_ceil(tile.rows), ld };
-    let (tiles, panels, n_threads) = (cut.tiles, b.cols.div_ceil(b.width), rayon::current_num_threads());
-    if tiles >= 2 * n_threads || panels == 1 {
+    let (panels, n_threads) = (b.cols.div_ceil(b.width), rayon::current_num_threads());
+    let fewest = m.div_ceil(tile.rows);
+    let by_rows = fewest >= 2 * n_threads || panels == 1;
+    // As many as divide by the threads: seven tiles of fourteen rows on two threads would leave one idle for a seventh
+    // of the time.
+    let tiles = if by_rows { fewest.next_multiple_of(n_threads).min(m) } else { fewest };
+    let cut = Cut { tile, b, m, tiles, ld };
+    if by_rows {
         // Blocks of rows, as many as divide by the threads.
         let per_block = (LEFT_BYTES / (tile.rows * ld * size_of::<A>())).clamp(1, TILES);
         let n = tiles.div_ceil(per_block).next_multiple_of(n_threads).min(tiles);
