@@ -4,7 +4,7 @@
 usage: bench_vs_pytorch.py BITFIT_BINARY [ROUNDS (default 7)] [--only GROUP[,GROUP..]] [--list]
        bench_vs_pytorch.py --table
 
-A group is what runs in turn: our commands and the others' of one shape and size. Its file in benches/results/speed/
+A group is what runs in turn: our commands and the others' of one shape and size, or variants of ours alone. Its file in benches/results/speed/
 holds every round, so that a stopped run goes on where it was; more rounds are added to it. `--only` takes groups by
 name, in the order given. `--table` writes benches/RESULTS.md from what is there.
 
@@ -41,6 +41,8 @@ SPEED = ROOT / "benches" / "results" / "speed"
 REPORT = ROOT / "benches" / "RESULTS.md"
 THREADS = "2"
 LAYERS = {"base": (12, 768, 3072), "minilm": (6, 384, 1536)}
+# Of BERT-base: embeddings, encoder and pooler.
+PARAMETERS = 109_482_240
 
 
 class Group(NamedTuple):
@@ -79,12 +81,17 @@ class Epoch(NamedTuple):
 
     name: str
     task: str
-    ours: tuple = ("bf16 epoch",)
     others: tuple = ("pytorch f32 epoch",)
 
-    def our_command(self, binary, _):
+    @property
+    def ours(self):
+        # bf16 is the fastest where the processor multiplies it, and saves memory alone where it does not.
+        return ("bf16 epoch" if facts()["kind"] == "avx512-bf16" else "f32 epoch",)
+
+    def our_command(self, binary, precision):
         return [
-            binary, "train", "--base", BASE, "--task", self.task, "--data", GLUE, "--precision", "bf16", "--batch-size", "8",
+            binary, "train", "--base", BASE, "--task", self.task, "--data", GLUE, "--precision", precision.split()[0],
+            "--batch-size", "8",
             "--epochs", "1", "--limit", "2048", "--max-length", "128", "--threads", THREADS, "--seed", "0",
             "--out", RUN, "--overwrite", "--json",
         ]  # fmt: skip
@@ -96,10 +103,26 @@ class Epoch(NamedTuple):
         ]  # fmt: skip
 
 
+class Own(NamedTuple):
+    """Our own engine alone: variants of `bitfit bench`, by name, in turn."""
+
+    name: str
+    variants: dict
+    others: tuple = ()
+
+    @property
+    def ours(self):
+        return tuple(self.variants)
+
+    def our_command(self, binary, variant):
+        return [binary, "bench", *self.variants[variant], "--threads", THREADS, "--json"]
+
+
 GLUE = os.environ.get("BITFIT_GLUE_DIR", "GLUE")
 RUN = str(Path(tempfile.gettempdir()) / "bitfit-epoch")
 BASE = str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bitfit" / "all-MiniLM-L6-v2")
 EAGER, COMPILED = ("pytorch f32", "pytorch bf16"), ("pytorch f32 compiled", "pytorch bf16 compiled")
+SELECTIONS = {"": [], "--terms query,intermediate": ["--terms", "query,intermediate"], "--layers 8..12": ["--layers", "8..12"]}
 GROUPS = [
     Group("base-bitfit", "base", "bitfit", 16, 128, ("f32", "bf16", "full f32"), EAGER),
     Group("base-bitfit-compiled", "base", "bitfit", 16, 128, ("f32", "bf16"), COMPILED),
@@ -110,7 +133,24 @@ GROUPS = [
     Group("base-bitfit-32", "base", "bitfit", 32, 128, ("f32", "bf16"), EAGER),
     Epoch("epoch-rte", "rte"),
     Epoch("epoch-cola", "cola"),
-]
+    Own("growth", {
+        f"{p} {128 * batch}": ["--shape", "base", "--precision", p, "--batch", str(batch), "--length", "128", "--steps", "3"]
+        for p in ("f32", "bf16") for batch in (4, 32, 128)
+    }),
+    Own("selections", {
+        f"{p} {name}".strip(): ["--shape", "base", "--precision", p, "--batch", "16", "--length", "128", "--steps", "3", *flags]
+        for p in ("f32", "bf16") for name, flags in SELECTIONS.items()
+    }),
+    Own("tasks", {
+        f"{p} {method}": ["--shape", "base", "--precision", p, "--method", method, "--batch", "64", "--length", "32",
+                          "--tasks", "1,64", "--steps", "9"]
+        for p, method in [("f32", "bitfit"), ("bf16", "bitfit"), ("f32", "forward"), ("bf16", "forward"), ("int8", "forward")]
+    }),
+    Own("resident", {
+        f"{p} {method}": ["--shape", "base", "--precision", p, "--method", method, "--batch", "1", "--length", "8", "--steps", "1"]
+        for p, method in [("f32", "forward"), ("bf16", "forward"), ("int8", "forward"), ("f32", "bitfit"), ("bf16", "bitfit")]
+    }),
+]  # fmt: skip
 
 F32 = ("pytorch f32", "onnxruntime f32", "openvino f32")
 ONE = (*F32, "onnxruntime int8", "openvino bf16")
@@ -130,7 +170,7 @@ ROWS = [
     ("forward, BERT-base, bf16", "base-forward", ("bf16",), ("openvino bf16",), (1.1, None), (1.1, 1.25)),
     ("forward, BERT-base, int8", "base-forward", ("int8",), ("onnxruntime int8",), (1.1, 1.3), (1.3, 2.0)),
     *(
-        (f"an epoch of {title} (2,048 rows), MiniLM-L6, beside the authors' recipe", f"epoch-{title.lower()}", ("bf16 epoch",),
+        (f"an epoch of {title} (2,048 rows), MiniLM-L6, beside the authors' recipe", f"epoch-{title.lower()}", ("bf16 epoch", "f32 epoch"),
          ("pytorch f32 epoch",), narrow, wide)
         for title, narrow, wide in [("RTE", (3.0, 4), (6.0, 10)), ("CoLA", (12.0, 20), (20.0, 40))]
     ),
@@ -197,6 +237,10 @@ def measure(group, binary, backwards):
                 "step_s": result.get("step_s", result.get("seconds")),
                 "peak_over_model_mb": result.get("peak_over_model_mb"),
             }
+            if isinstance(group, Own):
+                found[who]["model_mb"] = result["model_mb"]
+                # Step by step in one process, so nearer than two processes' medians.
+                found[who]["tasks"] = result["tasks"]
             if "whole_s" in result:
                 found[who]["whole_s"] = result["whole_s"]
             print(f"  {who:24} {found[who]['step_s']:.4f} s", file=sys.stderr, flush=True)
@@ -314,7 +358,63 @@ def table(kind):
             mine, theirs = mine * 1.048576, theirs * 1.048576
             verdict = "met" if mine <= most else "**over**"
             lines.append(f"| {precision} | {mine:.0f} MB | {theirs:.0f} MB | {most} MB ({aim}) | {verdict} |")
+    for name, of in [("growth", growth), ("selections", selections), ("tasks", tasks), ("resident", resident)]:
+        if name in groups:
+            group, stored = groups[name]
+            lines += ["", *of([f"bitfit {variant}" for variant in group.ours], stored["rounds"])]
     return [*lines, ""]
+
+
+def spread(values):
+    """The median and the ends of what rounds found."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def growth(names, rounds):
+    """The time of a token in larger batches over that of one in the smallest, of a round."""
+    lines = ["| BitFit step, BERT-base, length 128 | tokens | s a step | of the time a token takes at 512 (rounds) |",
+             "| --- | --- | --- | --- |"]  # fmt: skip
+    for name in names:
+        _, precision, tokens = name.split()
+        first = f"bitfit {precision} 512"
+        times = [r[name]["step_s"] for r in rounds]
+        shares = [r[name]["step_s"] / r[first]["step_s"] * 512 / int(tokens) for r in rounds]
+        lines.append(f"| {precision} | {int(tokens):,} | {statistics.median(times):.4g} | {spread(shares)} |")
+    return lines
+
+
+def selections(names, rounds):
+    """The time of a step that trains a part, over that of all biases, of a round."""
+    lines = ["| BitFit step, BERT-base, 16 x 128 | s a step | of the step that trains every bias (rounds) |", "| --- | --- | --- |"]
+    for name in names:
+        precision = name.split()[1]
+        times = [r[name]["step_s"] for r in rounds]
+        shares = [r[name]["step_s"] / r[f"bitfit {precision}"]["step_s"] for r in rounds]
+        lines.append(f"| {name.removeprefix('bitfit ')} | {statistics.median(times):.4g} | {spread(shares)} |")
+    return lines
+
+
+def tasks(names, rounds):
+    """A batch of 64 tasks over one of a single task: the medians of paired steps, a round each."""
+    lines = ["| BERT-base, 64 x 32 tokens | 64 tasks over one, step by step (rounds) |", "| --- | --- |"]
+    for name in names:
+        lines.append(f"| {name.removeprefix('bitfit ')} | {spread([r[name]['tasks'][1]['ratio'] for r in rounds])} |")
+    return lines
+
+
+def resident(names, rounds):
+    """What is resident once the base is loaded and laid out, over its parameters in that precision."""
+    width = {"f32": 4, "bf16": 2, "int8": 1}
+    lines = ["| BERT-base | resident | of the model in that precision | at most |", "| --- | --- | --- | --- |"]
+    for name in names:
+        _, precision, method = name.split()
+        most = 1.2 if method == "forward" else 2.2
+        # The bench counts 2^20 bytes to a MB.
+        found = statistics.median(r[name]["model_mb"] for r in rounds) * 2**20
+        share = found / (PARAMETERS * width[precision])
+        verdict = "met" if share <= most else "**over**"
+        lines.append(f"| {name.removeprefix('bitfit ')} | {found / 1e6:.0f} MB | {share:.2f} | {most} {verdict} |")
+    return lines
 
 
 def report():

@@ -334,7 +334,8 @@ def precisions():
     """The table of runs trained in bf16, beside f32's."""
     shown = " | ".join(SCORED)
     lines = [
-        f"| task | metric | trained in f32 | trained in bf16 | those patches scored in {shown} |",
+        "| task | metric | trained in f32 | trained in bf16 | those patches scored in "
+        f"{shown}: mean (largest loss of a seed against f32) |",
         "| --- | --- | --- | --- | " + " | ".join("---" for _ in SCORED) + " |",
     ]
     for row in BF16_ROWS:
@@ -343,7 +344,11 @@ def precisions():
         if not cells:
             continue
         for metric in METRICS[row.task]:
-            means = [f"{100 * statistics.mean(cell['scored'][how][metric] for cell in cells):.2f}" for how in SCORED]
+            means = []
+            for how in SCORED:
+                mean = statistics.mean(cell["scored"][how][metric] for cell in cells)
+                loss = max(cell["scored"]["f32"][metric] - cell["scored"][how][metric] for cell in cells)
+                means.append(f"{100 * mean:.2f}" + ("" if how == "f32" else f" ({100 * loss:.2f})"))
             columns = [column(of, "bitfit", metric, []) for of in (in_f32, row)]
             lines.append(f"| {TITLES[row.task]} | {TITLES[metric]} | {' | '.join(columns + means)} |")
     print("\n".join(lines))

@@ -97,7 +97,8 @@ mapfile -t paths < <(cargo run --quiet --release --locked --example processor)
 [ ${#paths[@]} -gt 0 ] || { echo "test: the example processor told no instruction set" >&2; failed=1; paths=(none); }
 for path in "${paths[@]:0:${#paths[@]}-1}"; do
   stage "numerics by $path" env BITFIT_CPU="$path" HF_HUB_OFFLINE=1 cargo test --release --locked --no-fail-fast \
-    --lib --test parity --test predict_many_tasks --test train_a_task -- --show-output
+    --lib --test parity --test candle_parity --test predict_many_tasks --test train_a_task --test resume \
+    --test steady_state -- --show-output
 done
 for path in avx2 avx512 avx512-vnni avx512-bf16; do
   [[ " ${paths[*]} " == *" $path "* ]] || skip "numerics by $path" "this processor does not have it"

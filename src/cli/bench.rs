@@ -215,7 +215,7 @@ impl Paired {
         let mut ratios: Vec<f64> = own.iter().zip(first).map(|(own, first)| own / first).collect();
         ratios.sort_by(f64::total_cmp);
         let at = |share: f64| ratios[((ratios.len() - 1) as f64 * share).round() as usize];
-        Paired { tasks, step_s: median(own.to_vec()), ratio: at(0.5), interval: (at(0.05), at(0.95)) }
+        Paired { tasks, step_s: median(own.to_vec()), ratio: median(ratios.clone()), interval: (at(0.05), at(0.95)) }
     }
 
     fn json(&self) -> serde_json::Value {
@@ -335,9 +335,11 @@ fn check_range(flag: &str, found: usize, most: usize) -> Result<()> {
     if (1..=most).contains(&found) { Ok(()) } else { Err(Error::setting(flag, format!("1 to {most}"), found)) }
 }
 
+/// The middle one, or the mean of the middle two.
 fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    let n = times.len();
+    (times[(n - 1) / 2] + times[n / 2]) / 2.0
 }
 
 /// Floating-point operations of a step: products and attention of a forward, twice where the way back goes through the

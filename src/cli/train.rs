@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, help_heading = "The run")]
     json: bool,
     /// The most memory that a step's activations take (500MB, 1.5GB): layers are computed again on the way back where
-    /// needed, which takes time and changes no result [default: no limit]
+    /// needed, which takes time and changes no result. Not for full and random, which keep more [default: no limit]
     #[arg(long, value_name = "SIZE", help_heading = "The run")]
     memory_budget: Option<String>,
     #[command(flatten)]

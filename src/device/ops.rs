@@ -192,7 +192,7 @@ pub trait Device: Sized + Send + 'static {
     type Act: Send;
     /// (rows, m), f32: 1/sigma (m = 1), log-sum-exp (m = A), logits (m = C_max).
     type Rows: Send;
-    /// (out, in), laid out at load for this device, precision and the directions that will run.
+    /// (out, in), laid out for this device and precision: at load for the forward, for the backward when one first asks.
     type Weight: Send + Sync;
     /// (rows, H), read by row.
     type Table: Send + Sync;
@@ -214,6 +214,8 @@ pub trait Device: Sized + Send + 'static {
     fn begin(&mut self, batch: Arc<Batch>, dropout: Dropout);
     /// Waits for the pass and reports the first error of the device since [`Device::begin`].
     fn finish(&mut self) -> Result<()>;
+    /// Gives back the memory of passes that are over.
+    fn release(&mut self);
     /// The most bytes of pooled buffers that were in use at once, since the context was made.
     fn peak_bytes(&self) -> usize;
 

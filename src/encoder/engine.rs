@@ -158,11 +158,6 @@ impl Encoder {
         self.engine.weights_hash()
     }
 
-    /// The most bytes of pooled buffers that forwards had in use at once.
-    pub fn peak_bytes(&self) -> usize {
-        self.engine.peak_bytes()
-    }
-
     fn check(&self, batch: &Batch, tasks: &[Option<Task>]) -> Result<()> {
         if batch.n_groups() > tasks.len() {
             return Err(Error::setting("tasks of a batch", format!("{}", batch.n_groups()), tasks.len()));
@@ -196,7 +191,6 @@ trait Engine: Send + Sync {
     fn trainer(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>>;
     fn prepare_training(&self);
     fn weights_hash(&self) -> String;
-    fn peak_bytes(&self) -> usize;
 }
 
 /// One bias of the base, on the host: what a batch's rows are gathered from.
@@ -408,10 +402,6 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn weights_hash(&self) -> String {
         self.network.hash(&*self.context())
-    }
-
-    fn peak_bytes(&self) -> usize {
-        self.context().peak_bytes()
     }
 }
 

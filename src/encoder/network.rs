@@ -133,7 +133,7 @@ impl<D: Device> Network<D> {
         self.layers.iter().flat_map(of_layer).chain(&self.pooler)
     }
 
-    /// SHA-256 over every weight as laid out: equal before and after a run that trains biases alone.
+    /// SHA-256 over every weight as laid out for the forward: equal before and after a run that trains biases alone.
     pub fn hash(&self, d: &D) -> String {
         let mut hash = Sha256::new();
         let mut add = |bytes: &[u8]| hash.update(bytes);

@@ -14,7 +14,7 @@ use super::product::panels::{Rows, Shared};
 use super::product::small::Operand;
 use super::product::strided::View;
 use super::real::{LANES, Real, dot, lane_sum};
-use super::{Act, Cpu, Row, Stream, Three, multipliers};
+use super::{Act, Cpu, Row, Stream, Three};
 use crate::device::ops::Site;
 
 /// The part of a matrix that one task has to itself: a head's columns of a sequence's rows.
@@ -110,9 +110,7 @@ impl<P: Precision> Cpu<P> {
     /// The multipliers of a query's keys, written to `room`; none where nothing is dropped.
     #[inline(always)]
     fn mask_of<'r>(&self, head: &Head, position: usize, site: Site, room: &'r mut [P::Real]) -> Option<&'r [P::Real]> {
-        let mask = self.mask(Row { sequence: head.sequence, group: 0, position }, head.head, site)?;
-        multipliers(&mask, room);
-        Some(room)
+        self.mask(Row { sequence: head.sequence, group: 0, position }, head.head, site, room)
     }
 
     /// A head's values of a sequence, as they lie.

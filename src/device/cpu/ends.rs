@@ -10,7 +10,7 @@ use super::product::panels::Rows;
 use super::real::{Real, dot};
 use super::tables::Table;
 use super::weights::Weight;
-use super::{Act, Cpu, Stream, multipliers};
+use super::{Act, Cpu, Stream};
 use crate::device::batch::Target;
 use crate::device::ops::{Affine, At, Classifier, Loss, Norm, Site, Sum, Tables, Want};
 
@@ -109,9 +109,7 @@ impl<P: Precision> Cpu<P> {
     /// M * pooled of row `i`.
     fn dropped(&self, pooled: &Act<P>, i: usize) -> Vec<P::Real> {
         let mut m = vec![P::Real::ONE; pooled.cols];
-        if let Some(mask) = self.mask(self.place(Space::Firsts, i), 0, POOLED) {
-            multipliers(&mask, &mut m);
-        }
+        self.mask(self.place(Space::Firsts, i), 0, POOLED, &mut m);
         m.iter().zip(pooled.row(i)).map(|(m, p)| *m * p.load()).collect()
     }
 
@@ -183,10 +181,8 @@ impl<P: Precision> Cpu<P> {
                     *dp = dz.mul_add(*w, *dp);
                 }
             }
-            if let Some(mask) = self.mask(row, 0, POOLED) {
-                let mut m = vec![P::Real::ONE; h];
-                multipliers(&mask, &mut m);
-                for (dp, m) in dp.row_mut(i).iter_mut().zip(&m) {
+            if let Some(mask) = self.mask(row, 0, POOLED, &mut vec![P::Real::ONE; h]) {
+                for (dp, m) in dp.row_mut(i).iter_mut().zip(mask) {
                     *dp *= *m;
                 }
             }

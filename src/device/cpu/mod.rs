@@ -150,12 +150,16 @@ impl<P: Precision> Cpu<P> {
         }
     }
 
-    /// The mask of a row at a site, or `None` where nothing is dropped there.
+    /// The multipliers of a row at a site, 0 or the scale, written to `room`; `None` where nothing is dropped there.
     #[inline(always)]
-    fn mask(&self, row: Row, head: usize, site: Site) -> Option<MaskRow> {
+    fn mask<'r>(&self, row: Row, head: usize, site: Site, room: &'r mut [P::Real]) -> Option<&'r [P::Real]> {
         let p = self.dropout.at(site.at);
         let mask = MaskRow::new(self.batch.keys()[row.sequence], site, (head << 16 | row.position) as u32, p);
-        (!mask.keeps_all()).then_some(mask)
+        if mask.keeps_all() {
+            return None;
+        }
+        multipliers(&mask, room);
+        Some(room)
     }
 }
 
@@ -178,8 +182,9 @@ pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
         PrecisionName::Bf16 => product::layout::spin_bf16(arch, rounds),
         PrecisionName::Int8 => product::layout::spin_int8(arch, rounds),
     };
-    // Clocks rise under load, and others take turns: the best of many windows in which all threads run.
-    let (windows, rounds) = (200, 200_000);
+    // Clocks rise under load, and others take turns: the best of many windows in which all threads run, each some
+    // milliseconds long, so that starting it is nothing.
+    let (windows, rounds) = (60, 3_000_000);
     let threads = threads(n_threads)?;
     let barrier = Barrier::new(threads.current_num_threads());
     let began = Instant::now();
@@ -254,6 +259,11 @@ impl<P: Precision> Device for Cpu<P> {
 
     fn finish(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn release(&mut self) {
+        self.pool.release();
+        self.room = 0;
     }
 
     fn peak_bytes(&self) -> usize {

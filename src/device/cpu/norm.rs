@@ -6,9 +6,10 @@
 use rayon::prelude::*;
 
 use super::buffer::{Space, Vectors};
+use super::lines::with_scratch;
 use super::precision::{Precision, Stored};
 use super::real::{Real, lane_sum};
-use super::{Act, CHUNK, Cpu, Row, Stream, multipliers};
+use super::{Act, CHUNK, Cpu, Row, Stream};
 use crate::device::ops::{Affine, Norm, Site, Sum};
 
 /// h = gamma x^ + beta over `z`, made from the exact x^; x^ is kept as it is stored. Gives 1/sigma.
@@ -85,19 +86,19 @@ impl<P: Precision> Cpu<P> {
             .zip(r_sigma.data.par_chunks_mut(CHUNK))
             .enumerate()
             .for_each(|(chunk, ((x, x_hat), r_sigma))| {
-                let mut mask = self.pool.take::<P::Real>(n, n);
-                let state = (x, x_hat, r_sigma, &mut mask[..]);
-                self.arch.run(
-                    state,
-                    #[inline(always)]
-                    |(x, x_hat, r_sigma, mask): State<'_, P::Real, P::Stored>| {
-                        let rows = x.chunks_mut(n).zip(x_hat.chunks_mut(n)).zip(r_sigma);
-                        for (i, ((x, x_hat), r)) in rows.enumerate() {
-                            let i = chunk * CHUNK + i;
-                            f(i, self.place(space, i), x, x_hat, r, mask);
-                        }
-                    },
-                );
+                with_scratch(n, 0, |mask: &mut [P::Real], _: &mut [u8]| {
+                    self.arch.run(
+                        (x, x_hat, r_sigma, mask),
+                        #[inline(always)]
+                        |(x, x_hat, r_sigma, mask): State<'_, P::Real, P::Stored>| {
+                            let rows = x.chunks_mut(n).zip(x_hat.chunks_mut(n)).zip(r_sigma);
+                            for (i, ((x, x_hat), r)) in rows.enumerate() {
+                                let i = chunk * CHUNK + i;
+                                f(i, self.place(space, i), x, x_hat, r, mask);
+                            }
+                        },
+                    );
+                });
             });
     }
 
@@ -116,10 +117,9 @@ impl<P: Precision> Cpu<P> {
             #[inline(always)]
             |i, row, x, x_hat, r, mask| {
                 let (a, b) = (a.row(i), b.of(row.group));
-                match self.mask(row, 0, site) {
-                    Some(m) => {
-                        multipliers(&m, mask);
-                        for (((x, a), b), m) in x.iter_mut().zip(a).zip(b).zip(mask.iter()) {
+                match self.mask(row, 0, site, mask) {
+                    Some(mask) => {
+                        for (((x, a), b), m) in x.iter_mut().zip(a).zip(b).zip(mask) {
                             *x = (*a + *b).mul_add(*m, *x);
                         }
                     }
@@ -154,10 +154,9 @@ impl<P: Precision> Cpu<P> {
             #[inline(always)]
             |_, row, dh, x_hat, r, mask| {
                 normalise_back(dh, x_hat, gamma.of(row.group), *r);
-                match self.mask(row, 0, site) {
-                    Some(m) => {
-                        multipliers(&m, mask);
-                        for ((da, dz), m) in x_hat.iter_mut().zip(dh.iter()).zip(mask.iter()) {
+                match self.mask(row, 0, site, mask) {
+                    Some(mask) => {
+                        for ((da, dz), m) in x_hat.iter_mut().zip(dh.iter()).zip(mask) {
                             *da = P::Stored::store(*m * *dz);
                         }
                     }
@@ -180,7 +179,7 @@ impl<P: Precision> Cpu<P> {
             a.cols,
             into,
             #[inline(always)]
-            |i, _, sums| {
+            |i, sums| {
                 for ((sum, a), b) in sums.iter_mut().zip(a.row(i)).zip(b.row(i)) {
                     *sum = a.mul_add(b.load(), *sum);
                 }
@@ -193,24 +192,24 @@ impl<P: Precision> Cpu<P> {
         let (space, cols) = (n.x_hat.space, n.x_hat.cols);
         let mut h: Act<P> = self.mat(space, cols);
         h.data.par_chunks_mut(CHUNK * cols).enumerate().for_each(|(chunk, h)| {
-            let mut mask = self.pool.take::<P::Real>(cols, cols);
-            self.arch.run(
-                (h, &mut mask[..]),
-                #[inline(always)]
-                |(h, mask): (&mut [P::Stored], &mut [P::Real])| {
-                    for (i, h) in h.chunks_mut(cols).enumerate() {
-                        let i = chunk * CHUNK + i;
-                        let row = self.place(space, i);
-                        scale_and_shift(n.x_hat.row(i), ln.gamma.of(row.group), ln.beta.of(row.group), h);
-                        if let Some(m) = dropout.and_then(|site| self.mask(row, 0, site)) {
-                            multipliers(&m, mask);
-                            for (h, m) in h.iter_mut().zip(mask.iter()) {
-                                *h = P::Stored::store(h.load() * *m);
+            with_scratch(cols, 0, |mask: &mut [P::Real], _: &mut [u8]| {
+                self.arch.run(
+                    (h, mask),
+                    #[inline(always)]
+                    |(h, mask): (&mut [P::Stored], &mut [P::Real])| {
+                        for (i, h) in h.chunks_mut(cols).enumerate() {
+                            let i = chunk * CHUNK + i;
+                            let row = self.place(space, i);
+                            scale_and_shift(n.x_hat.row(i), ln.gamma.of(row.group), ln.beta.of(row.group), h);
+                            if let Some(mask) = dropout.and_then(|site| self.mask(row, 0, site, mask)) {
+                                for (h, m) in h.iter_mut().zip(mask) {
+                                    *h = P::Stored::store(h.load() * *m);
+                                }
                             }
                         }
-                    }
-                },
-            );
+                    },
+                );
+            });
         });
         h
     }
@@ -232,9 +231,8 @@ impl<P: Precision> Cpu<P> {
             |i, row, h, x_hat, r, mask| {
                 gather(i, row, h);
                 *r = normalise(h, epsilon, ln.gamma.of(row.group), ln.beta.of(row.group), x_hat);
-                if let Some(m) = self.mask(row, 0, site) {
-                    multipliers(&m, mask);
-                    for (h, m) in h.iter_mut().zip(mask.iter()) {
+                if let Some(mask) = self.mask(row, 0, site, mask) {
+                    for (h, m) in h.iter_mut().zip(mask) {
                         *h *= *m;
                     }
                 }
@@ -255,21 +253,21 @@ impl<P: Precision> Cpu<P> {
     ) -> Stream<P> {
         let (space, cols) = (dx.space, dx.cols);
         dx.data.par_chunks_mut(CHUNK * cols).enumerate().for_each(|(chunk, dx)| {
-            let mut mask = self.pool.take::<P::Real>(cols, cols);
-            self.arch.run(
-                (dx, &mut mask[..]),
-                #[inline(always)]
-                |(dx, mask): (&mut [P::Real], &mut [P::Real])| {
-                    for (i, dx) in dx.chunks_mut(cols).enumerate() {
-                        if let Some(m) = self.mask(self.place(space, chunk * CHUNK + i), 0, site) {
-                            multipliers(&m, mask);
-                            for (d, m) in dx.iter_mut().zip(mask.iter()) {
-                                *d *= *m;
+            with_scratch(cols, 0, |mask: &mut [P::Real], _: &mut [u8]| {
+                self.arch.run(
+                    (dx, mask),
+                    #[inline(always)]
+                    |(dx, mask): (&mut [P::Real], &mut [P::Real])| {
+                        for (i, dx) in dx.chunks_mut(cols).enumerate() {
+                            if let Some(mask) = self.mask(self.place(space, chunk * CHUNK + i), 0, site, mask) {
+                                for (d, m) in dx.iter_mut().zip(mask) {
+                                    *d *= *m;
+                                }
                             }
                         }
-                    }
-                },
-            );
+                    },
+                );
+            });
         });
         self.column_sums(&dx, dbeta);
         let Some(Norm { mut x_hat, mut r_sigma }) = n else { return dx };

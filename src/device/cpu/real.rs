@@ -10,7 +10,7 @@ use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
 use super::lines::Element;
 use super::precision::Stored;
-use super::product::tile::{self, Tile};
+use super::product::tile::{Tile, f32_tile};
 use super::simd::Arch;
 
 /// f32 or f64.
@@ -50,7 +50,7 @@ pub trait Real:
     fn tanh(self) -> Self;
     /// e^self; f32: within 2 units in the last place, flushed to zero below -87.
     fn exp(self) -> Self;
-    /// The standard normal distribution's cumulative function; f32: within 6e-8, and within 1e-5 of its own size down
+    /// The standard normal distribution's cumulative function; f32: within 1e-7, and within 2e-5 of its own size down
     /// to -6.
     fn normal_cdf(self) -> Self;
     /// The larger of two numbers.
@@ -136,13 +136,7 @@ impl Real for f32 {
     shared!(f32);
 
     fn tile(arch: Arch) -> Option<&'static Tile<f32, f32, f32>> {
-        match arch {
-            #[cfg(target_arch = "x86_64")]
-            Arch::Avx512 { .. } => Some(&tile::x86::F32_AVX512),
-            #[cfg(target_arch = "x86_64")]
-            Arch::Avx2 => Some(&tile::x86::F32_AVX2),
-            Arch::Portable => None,
-        }
+        f32_tile(arch)
     }
 
     fn from_f32(values: Vec<f32>) -> Vec<Self> {

@@ -7,7 +7,7 @@ use super::buffer::{Buffer, Mat, Space, Vectors};
 use super::precision::{Precision, Stored, load};
 use super::product::layout::{AsStored, Layout};
 use super::product::panels::Rows;
-use super::product::strided::{Into, View, product_alone};
+use super::product::strided::{View, Write, product_alone};
 use super::real::{Real, dot};
 use super::weights::{Values, Weight};
 use super::{Act, Cpu, Stream};
@@ -110,7 +110,7 @@ impl<P: Precision> Cpu<P> {
                     }
                 };
                 let (dy, x) = (View::new(dy, rows, n_out), View::new(x, rows, n_in));
-                product_alone(sums.of_mut(g), n_in, Into::Add, dy.t(), x, self.n_threads());
+                product_alone(sums.of_mut(g), n_in, Write::Add, dy.t(), x, self.n_threads());
             }
             Want::Sampled { entries, values } => {
                 // Both sides transposed, so that an entry is one dot product over rows that lie side by side.

@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::Cpu;
 use super::buffer::{Mat, Space, Vectors};
 use super::precision::{Precision, Stored};
 use super::real::Real;
-use super::{Cpu, Row};
 
 /// Rows of a block.
 const BLOCK: usize = 64;
@@ -33,7 +33,7 @@ impl<P: Precision> Cpu<P> {
             y.cols,
             into,
             #[inline(always)]
-            |i, _, sums| {
+            |i, sums| {
                 for (sum, y) in sums.iter_mut().zip(y.row(i)) {
                     *sum += y.load();
                 }
@@ -47,7 +47,7 @@ impl<P: Precision> Cpu<P> {
         space: Space,
         cols: usize,
         into: Option<&mut Vectors<P::Real>>,
-        add: impl Fn(usize, Row, &mut [P::Real]) + Sync,
+        add: impl Fn(usize, &mut [P::Real]) + Sync,
     ) {
         let Some(into) = into else { return };
         let blocks: Vec<(usize, Range<usize>)> = self
@@ -69,7 +69,7 @@ impl<P: Precision> Cpu<P> {
                 |sums: &mut [P::Real]| {
                     sums.fill(P::Real::ZERO);
                     for i in rows.clone() {
-                        add(i, self.place(space, i), sums);
+                        add(i, sums);
                     }
                 },
             );

@@ -345,7 +345,9 @@ impl<D: Ops> Training for Trainer<D> {
         let plans = batches.iter().map(|batch| self.plan_for(batch)).collect::<Result<Vec<_>>>()?;
         let loss: Vec<Loss> = sequences.iter().map(|n| Loss { scale: 1.0 / (*n).max(1) as f32 }).collect();
         let mut losses = vec![0.0; groups];
-        let Trainer { d, network, biases, heads, tensors, grads, .. } = self;
+        let Trainer { d, between, network, biases, heads, tensors, grads, .. } = self;
+        // What an evaluation took is not the step's to keep.
+        between.release();
         d.run(|d| {
             for t in tensors.iter() {
                 if let Some(sums) = t.sums(grads) {

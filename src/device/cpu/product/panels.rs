@@ -22,6 +22,8 @@ const STEPS: usize = 768;
 const LEFT_BYTES: usize = 1 << 20;
 /// Columns that are finished at a time: enough to outweigh the call, and few enough that their sums stay near.
 const GROUP: usize = 256;
+/// Elements that a prepared row has behind its steps.
+const BESIDES: usize = 2;
 /// Tiles of a block: enough to outweigh fetching the panel that they share.
 const TILES: usize = 12;
 
@@ -186,9 +188,9 @@ impl<A: Element, B: Element, C: Element> Cut<'_, A, B, C> {
         rows * self.group() * self.tile.cols
     }
 
-    /// What a prepared row has: its steps, and one element that `finish` may need.
+    /// What a prepared row has: its steps, and what `finish` may need besides.
     fn prepared(&self) -> usize {
-        self.b.steps + 1
+        self.b.steps + BESIDES
     }
 
     /// Tiles `ts` of panels `js`; `left` holds the rows of these tiles.
@@ -238,7 +240,7 @@ impl<A: Element, B: Element, C: Element> Cut<'_, A, B, C> {
 
 /// y = finish(prepare(rows) B) for `m` rows.
 ///
-/// `prepare(row, to)` writes a row's steps and, behind them, one element that `finish` may need.
+/// `prepare(row, to)` writes a row's steps and, behind them, two elements for `finish` where it needs any.
 /// `finish(row, column, y, sums, left)`: `y` are the destination's columns from `column` on, `sums` as many sums, `left`
 /// what `prepare` wrote.
 pub fn multiply<A: Element, B: Element, C: Element, E: Send>(
@@ -254,7 +256,7 @@ pub fn multiply<A: Element, B: Element, C: Element, E: Send>(
         return;
     }
     let y = Shared::new(y);
-    let ld = (b.steps + 1).next_multiple_of(32) + 16;
+    let ld = (b.steps + BESIDES).next_multiple_of(32) + 16;
     let (panels, n_threads) = (b.cols.div_ceil(b.width), rayon::current_num_threads());
     let fewest = m.div_ceil(tile.rows);
     let by_rows = fewest >= 2 * n_threads || panels == 1;

@@ -10,7 +10,7 @@ use super::super::lines::{Element, with_scratch};
 use super::super::precision::{Stored, load};
 use super::super::real::Real;
 use super::super::simd::Arch;
-use super::strided::{Into, View, check, product_alone};
+use super::strided::{View, Write, check, product_alone};
 use super::tile::{Left, Tile, pair_tile};
 
 /// What small products are made of; their sums are `R`.
@@ -26,7 +26,7 @@ impl<R: Real> Operand<R> for R {
             return;
         }
         let Some(tile) = R::tile(arch) else {
-            return product_alone(y, stride, Into::Store, a, b, 1);
+            return product_alone(y, stride, Write::Store, a, b, 1);
         };
         let left = Left { data: a.data, row: a.row_stride, step: a.col_stride };
         let n = b.cols;
@@ -49,48 +49,55 @@ impl Operand<f32> for bf16 {
             return;
         }
         let (m, k, n) = (a.rows, a.cols, b.cols);
-        let Some(tile) = pair_tile(arch) else {
-            return with_scratch(m * k, k * n, |wide_a: &mut [f32], wide_b: &mut [f32]| {
+        match pair_tile(arch) {
+            Some(tile) => multiply_pairs(arch, tile, (y, stride), a, b),
+            None => with_scratch(m * k, k * n, |wide_a: &mut [f32], wide_b: &mut [f32]| {
                 f32::multiply(arch, y, stride, widened(arch, a, wide_a), widened(arch, b, wide_b));
-            });
-        };
-        let steps = k.div_ceil(2);
-        let as_it_lies = as_pairs(a);
-        let room = if as_it_lies.is_some() { 0 } else { steps * m };
-        with_scratch(room, 0, |pairs: &mut [u32], _: &mut [u8]| {
-            let left = if let Some(left) = as_it_lies {
-                left
-            } else if a.row_stride == 1 && a.col_stride != 1 {
-                // Two rows that lie side by side make a row of pairs.
-                arch.run(
-                    &mut *pairs,
-                    #[inline(always)]
-                    |pairs: &mut [u32]| {
-                        for (s, to) in pairs.chunks_exact_mut(m).enumerate() {
-                            interleave(row_of(a.t(), 2 * s, 0, m), row_of(a.t(), 2 * s + 1, 0, m), to);
-                        }
-                    },
-                );
-                Left { data: &*pairs, row: 1, step: m }
-            } else {
-                for (i, to) in pairs.chunks_exact_mut(steps).enumerate() {
-                    for (s, to) in to.iter_mut().enumerate() {
-                        *to = pair_at(row_of(a, i, 0, k), s);
-                    }
-                }
-                Left { data: &*pairs, row: steps, step: 1 }
-            };
-            by_panels(
-                arch,
-                tile,
-                (y, stride),
-                (m, steps, n),
-                left,
-                #[inline(always)]
-                |first, cols, panel: &mut [u32]| pack_pairs(b, first, cols, tile.cols, panel),
-            );
-        });
+            }),
+        }
     }
+}
+
+/// y = a b by a tile of pairs.
+fn multiply_pairs(arch: Arch, tile: &Tile<u32, u32, f32>, y: (&mut [f32], usize), a: View<bf16>, b: View<bf16>) {
+    assert!([a, b].iter().all(|v| v.row_stride == 1 || v.col_stride == 1), "rows or columns that lie side by side");
+    let (m, k, n) = (a.rows, a.cols, b.cols);
+    let steps = k.div_ceil(2);
+    let as_it_lies = as_pairs(a);
+    let room = if as_it_lies.is_some() { 0 } else { steps * m };
+    with_scratch(room, 0, |pairs: &mut [u32], _: &mut [u8]| {
+        let left = if let Some(left) = as_it_lies {
+            left
+        } else if a.row_stride == 1 && a.col_stride != 1 {
+            // Two rows that lie side by side make a row of pairs.
+            arch.run(
+                &mut *pairs,
+                #[inline(always)]
+                |pairs: &mut [u32]| {
+                    for (s, to) in pairs.chunks_exact_mut(m).enumerate() {
+                        interleave(row_of(a.t(), 2 * s, 0, m), row_of(a.t(), 2 * s + 1, 0, m), to);
+                    }
+                },
+            );
+            Left { data: &*pairs, row: 1, step: m }
+        } else {
+            for (i, to) in pairs.chunks_exact_mut(steps).enumerate() {
+                for (s, to) in to.iter_mut().enumerate() {
+                    *to = pair_at(row_of(a, i, 0, k), s);
+                }
+            }
+            Left { data: &*pairs, row: steps, step: 1 }
+        };
+        by_panels(
+            arch,
+            tile,
+            y,
+            (m, steps, n),
+            left,
+            #[inline(always)]
+            |first, cols, panel: &mut [u32]| pack_pairs(b, first, cols, tile.cols, panel),
+        );
+    });
 }
 
 /// Whether there is nothing to multiply: y has no entries, or is made zero.
@@ -232,6 +239,7 @@ fn widened<'w>(arch: Arch, a: View<'_, bf16>, wide: &'w mut [f32]) -> View<'w, f
 
 #[cfg(test)]
 mod tests {
+    use super::super::tile::emulated::PAIRS;
     use super::super::values;
     use super::*;
 
@@ -240,8 +248,10 @@ mod tests {
         f64::from(a.data[i * a.row_stride + j * a.col_stride].load())
     }
 
+    type Multiply<'f, E> = &'f dyn Fn(Arch, &mut [f32], usize, View<E>, View<E>);
+
     /// Every way in which two matrices can lie: transposed or not, with room between rows, from an odd place on.
-    fn check<E: Stored<f32>>() {
+    fn check<E: Stored<f32>>(multiply: Multiply<E>) {
         for arch in Arch::available() {
             for (m, k, n) in [(1, 1, 1), (3, 5, 7), (14, 32, 32), (17, 33, 40), (128, 64, 128), (31, 128, 64)] {
                 let store = |x: Vec<f32>| x.into_iter().map(E::store).collect::<Vec<E>>();
@@ -260,7 +270,7 @@ mod tests {
                     };
                     let what = format!("{} {m} {k} {n} {room} {from} {at} {bt}", arch.name());
                     let mut y = vec![f32::NAN; m * (n + 1)];
-                    E::multiply(arch, &mut y, n + 1, left(0, m), right);
+                    multiply(arch, &mut y, n + 1, left(0, m), right);
                     for (i, row) in y.chunks(n + 1).enumerate() {
                         for (j, found) in row[..n].iter().enumerate() {
                             let exact: f64 = (0..k).map(|s| entry(left(0, m), i, s) * entry(right, s, j)).sum();
@@ -272,7 +282,7 @@ mod tests {
                         continue; // the gemm crate makes no such promise
                     }
                     let mut alone = vec![0.0; n];
-                    E::multiply(arch, &mut alone, n, left(m - 1, 1), right);
+                    multiply(arch, &mut alone, n, left(m - 1, 1), right);
                     let same = alone.iter().zip(&y[(m - 1) * (n + 1)..]).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{what}: a row alone has other bits");
                 }
@@ -282,8 +292,23 @@ mod tests {
 
     #[test]
     fn products_of_every_layout_are_those_of_their_values_and_rows_do_not_know_each_other() {
-        check::<f32>();
-        check::<bf16>();
+        check::<f32>(&f32::multiply);
+        check::<bf16>(&bf16::multiply);
+    }
+
+    /// A processor without the instruction takes none of the steps that make pairs, but for this.
+    #[test]
+    fn pairs_are_made_and_multiplied_as_by_their_emulation() {
+        let emulated = |arch: Arch, y: &mut [f32], stride: usize, a: View<bf16>, b: View<bf16>| {
+            multiply_pairs(arch, &PAIRS, (&mut *y, stride), a, b);
+            if pair_tile(arch).is_some() {
+                let mut real = y.to_vec();
+                bf16::multiply(arch, &mut real, stride, a, b);
+                let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&real), bits(y), "{} {} {}", a.rows, a.cols, b.cols);
+            }
+        };
+        check::<bf16>(&emulated);
     }
 
     #[test]

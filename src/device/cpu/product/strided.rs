@@ -62,7 +62,7 @@ impl<'a, E> View<'a, E> {
 
 /// Whether a product replaces what lies in its destination or is added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Into {
+pub enum Write {
     /// Replace.
     Store,
     /// Add.
@@ -72,7 +72,7 @@ pub enum Into {
 /// Fewer rows than these, at `n` columns, and the crate takes another path: dot products where the result has at most
 /// 256 entries, a shorter block of the inner dimension where neither side is above 64, its own loop for a single row.
 fn least_rows(n: usize) -> usize {
-    if n <= 64 { 65 } else { (256 / n + 1).max(2) }
+    (256 / n + 1).max(if n <= 64 { 65 } else { 2 })
 }
 
 /// y = a b, y in rows `stride` apart; a row's bits do not depend on the others. `threads` of the current pool take
@@ -81,7 +81,7 @@ pub fn product<R: Real>(y: &mut [R], stride: usize, a: View<R>, b: View<R>, thre
     let (m, k, n) = (a.rows, a.cols, b.cols);
     let rows = least_rows(n);
     if m >= rows || m == 0 {
-        return product_alone(y, stride, Into::Store, a, b, threads);
+        return product_alone(y, stride, Write::Store, a, b, threads);
     }
     check(y.len(), stride, a, b);
     let mut padded = vec![R::ZERO; rows * k];
@@ -91,14 +91,14 @@ pub fn product<R: Real>(y: &mut [R], stride: usize, a: View<R>, b: View<R>, thre
         }
     }
     let mut out = vec![R::ZERO; rows * n];
-    gemm(&mut out, n, Into::Store, View::new(&padded, rows, k), b, threads);
+    gemm(&mut out, n, Write::Store, View::new(&padded, rows, k), b, threads);
     for (out, y) in out.chunks(n).zip(y.chunks_mut(stride)).take(m) {
         y[..n].copy_from_slice(out);
     }
 }
 
 /// y (+)= a b, as [`product`], but a row's bits may depend on how many there are.
-pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
+pub fn product_alone<R: Real>(y: &mut [R], stride: usize, into: Write, a: View<R>, b: View<R>, threads: usize) {
     check(y.len(), stride, a, b);
     if a.rows > 0 && b.cols > 0 {
         gemm(y, stride, into, a, b, threads);
@@ -116,7 +116,7 @@ pub(super) fn check<E>(len: usize, stride: usize, a: View<E>, b: View<E>) {
     assert!(inside && b.cols <= stride, "a product lies inside its destination");
 }
 
-fn gemm<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>, threads: usize) {
+fn gemm<R: Real>(y: &mut [R], stride: usize, into: Write, a: View<R>, b: View<R>, threads: usize) {
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     // SAFETY: `check` asserts that every element of y, a and b lies inside its slice; y is borrowed
     // mutably, so it overlaps neither.
@@ -128,7 +128,7 @@ fn gemm<R: Real>(y: &mut [R], stride: usize, into: Into, a: View<R>, b: View<R>,
             y.as_mut_ptr(),
             1,
             stride as isize,
-            into == Into::Add,
+            into == Write::Add,
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
@@ -152,9 +152,20 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_whatever_the_other_rows_and_the_threads() {
-        for (k, n) in
-            [(16, 16), (16, 24), (24, 16), (32, 64), (384, 384), (384, 1536), (1536, 384), (768, 3072), (3072, 768)]
-        {
+        for (k, n) in [
+            (64, 1),
+            (64, 2),
+            (96, 3),
+            (16, 16),
+            (16, 24),
+            (24, 16),
+            (32, 64),
+            (384, 384),
+            (384, 1536),
+            (1536, 384),
+            (768, 3072),
+            (3072, 768),
+        ] {
             let (a, w) = (values(300 * k, 1), values(n * k, 2));
             let run = |first: usize, m: usize, back: bool, threads: usize| {
                 let mut y = vec![0f32; m * n];
@@ -180,7 +191,7 @@ mod tests {
     fn a_product_adds_where_it_is_told_to() {
         let (a, b) = ([1.0, 2.0], [3.0, 4.0]);
         let mut y = [10.0f64];
-        product_alone(&mut y, 1, Into::Add, View::new(&a, 1, 2), View::new(&b, 2, 1), 1);
+        product_alone(&mut y, 1, Write::Add, View::new(&a, 1, 2), View::new(&b, 2, 1), 1);
         assert_eq!(y, [21.0]);
     }
 }

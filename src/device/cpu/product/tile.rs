@@ -69,6 +69,17 @@ impl<A, B, C> Tile<A, B, C> {
     }
 }
 
+/// The tile of f32, where there is one.
+pub fn f32_tile(arch: Arch) -> Option<&'static Tile<f32, f32, f32>> {
+    match arch {
+        #[cfg(target_arch = "x86_64")]
+        Arch::Avx512 { .. } => Some(&x86::F32_AVX512),
+        #[cfg(target_arch = "x86_64")]
+        Arch::Avx2 => Some(&x86::F32_AVX2),
+        Arch::Portable => None,
+    }
+}
+
 /// The tile of bf16 pairs, where the processor multiplies them.
 pub fn pair_tile(arch: Arch) -> Option<&'static Tile<u32, u32, f32>> {
     match arch {
@@ -78,8 +89,28 @@ pub fn pair_tile(arch: Arch) -> Option<&'static Tile<u32, u32, f32>> {
     }
 }
 
-/// Four bytes on any processor, unsigned times signed.
-pub static INT8_PORTABLE: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: plain::<i32, 16>, peak: None };
+/// How a processor multiplies bytes, four a step, unsigned times signed.
+#[derive(Clone, Copy)]
+pub struct Bytes {
+    /// The tile.
+    pub tile: &'static Tile<u32, u32, i32>,
+    /// The largest size of the signed ones at which no sum overflows.
+    pub top: f32,
+}
+
+/// The tile of bytes.
+pub fn byte_tile(arch: Arch) -> Bytes {
+    match arch {
+        #[cfg(target_arch = "x86_64")]
+        Arch::Avx512 { vnni: true, .. } => Bytes { tile: &x86::INT8_AVX512, top: 127.0 },
+        #[cfg(target_arch = "x86_64")]
+        Arch::Avx512 { .. } | Arch::Avx2 => Bytes { tile: &x86::INT8_AVX2, top: 63.0 },
+        Arch::Portable => Bytes { tile: &INT8_PORTABLE, top: 127.0 },
+    }
+}
+
+/// Bytes on any processor.
+static INT8_PORTABLE: Tile<u32, u32, i32> = Tile { rows: 4, cols: 16, run: plain::<i32, 16>, peak: None };
 
 /// A sum that a step of both sides is added to.
 trait Chain: Copy + Default {
@@ -164,8 +195,8 @@ macro_rules! by_rows {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub mod x86 {
-    //! The tiles of x86-64.
+mod x86 {
+    //! The tiles of x86-64, handed out by the functions above, which alone know that the processor has them.
 
     use std::arch::x86_64::*;
 
@@ -196,23 +227,27 @@ pub mod x86 {
             mod $name {
                 use super::*;
 
-                /// Sums that run beside each other: enough to hide the latency of one.
-                const CHAINS: usize = 12;
+                /// Sums that run beside each other, enough to hide the latency of one: five numbers of the left side
+                /// by two registers of the right, so that loads take no turn that a multiplication could have.
+                const CHAINS: (usize, usize) = (5, 2);
 
-                pub const PEAK: Peak = Peak { rounds, operations: CHAINS * $lanes * $depth * 2 };
+                pub const PEAK: Peak =
+                    Peak { rounds, operations: CHAINS.0 * CHAINS.1 * $lanes * $depth * 2 };
 
                 #[target_feature(enable = $features)]
                 unsafe fn rounds(n: usize) {
                     // Not zero, at which a processor would draw less and clock higher than at work.
-                    let ones = [$one; $lanes];
+                    let ones = [[$one; $lanes]; CHAINS.1];
                     // SAFETY: it reads `ones`.
-                    let b = unsafe { $load_b(std::hint::black_box(&ones).as_ptr()) };
-                    let mut sums = [$zero; CHAINS];
-                    let xs = [$splat($one); CHAINS];
+                    let bs = std::hint::black_box(&ones).each_ref().map(|ones| unsafe { $load_b(ones.as_ptr()) });
+                    let mut sums = [[$zero; CHAINS.1]; CHAINS.0];
+                    let xs = [$splat($one); CHAINS.0];
                     for _ in 0..n {
                         // Read anew, each for itself: nothing may be known of them, or be worked out once for all.
-                        for (s, x) in sums.iter_mut().zip(std::hint::black_box(&xs)) {
-                            *s = $add(*s, *x, b);
+                        for (sums, x) in sums.iter_mut().zip(std::hint::black_box(&xs)) {
+                            for (s, b) in sums.iter_mut().zip(&bs) {
+                                *s = $add(*s, *x, *b);
+                            }
                         }
                     }
                     std::hint::black_box(sums);

@@ -1,76 +1,57 @@
-//! Bytes, for inference: a scale a column of the weight and a scale a row of the left side, both symmetric.
+//! Bytes, for inference: a scale a column of the weight, and a scale and a zero a row of the left side.
 //!
-//! x W is (sum of x_q w_q) s_x s_w with x_q = round(x / s_x), s_x = max |x| / 127, and likewise w_q. Processors multiply
-//! unsigned by signed bytes: x_q is moved up by 128, and 128 times the column's sum of w_q is taken off. Where one adds two
-//! products in 16 bits besides (AVX2), w_q is at most 63 in size, so that no sum leaves them. Sums are whole numbers: a
-//! row's bits depend on nothing but the row.
+//! x W is (sum of (x_q - z) w_q) s_x s_w with w_q = round(w / s_w), s_w = max |w| / 127. Processors multiply unsigned by
+//! signed bytes, so a row takes all of 0 to 255: s_x = (max x - min x) / 255, 0 among the values, and z = round(-min x / s_x)
+//! stands for 0. (What GELU gives lies nearly all on one side.) z times the column's sum of w_q is taken off the sum of
+//! x_q w_q. Where a processor adds two products in 16 bits (AVX2), w_q is at most 63 in size, so that no sum leaves them.
+//! Sums are whole numbers: a row's bits depend on nothing but the row.
 
 use rayon::prelude::*;
 
-use super::super::super::bytes::{TOP, larger, quantised, rounded, scale_of};
+use super::super::super::bytes::{extremes, larger, quantised, rounded, scale_of};
 use super::super::super::lines::with_scratch;
 use super::super::super::simd::Arch;
 use super::super::panels::{Panels, Rows, multiply};
-use super::super::tile::{self, Tile};
+use super::super::tile::{Bytes, byte_tile};
 use super::{Layout, LeftSide};
 
-/// What x_q is moved up by.
-const SHIFT: i32 = 128;
+/// The largest x_q.
+const MOST: i32 = 255;
 
 /// A right side in bytes.
 pub struct Int8Layout {
     inner: usize,
-    kind: Kind,
+    bytes: Bytes,
     /// Four bytes of the inner dimension, the first lowest.
     panels: Panels<u32>,
     /// s_w of each column.
     scales: Vec<f32>,
-    /// [`SHIFT`] times the sum of each column's w_q.
-    moved: Vec<i32>,
-}
-
-/// How a processor multiplies bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Kind {
-    pub tile: &'static Tile<u32, u32, i32>,
-    /// The largest w_q.
-    pub top: f32,
-}
-
-impl Kind {
-    fn of(arch: Arch) -> Self {
-        match arch {
-            #[cfg(target_arch = "x86_64")]
-            Arch::Avx512 { vnni: true, .. } => Kind { tile: &tile::x86::INT8_AVX512, top: 127.0 },
-            #[cfg(target_arch = "x86_64")]
-            Arch::Avx512 { .. } | Arch::Avx2 => Kind { tile: &tile::x86::INT8_AVX2, top: 63.0 },
-            Arch::Portable => Kind { tile: &tile::INT8_PORTABLE, top: 127.0 },
-        }
-    }
+    /// The sum of each column's w_q.
+    sums: Vec<i32>,
 }
 
 /// See [`Tile::spin`].
 pub fn spin(arch: Arch, rounds: usize) -> Option<f64> {
-    Kind::of(arch).tile.spin(rounds)
+    byte_tile(arch).tile.spin(rounds)
 }
 
 impl Int8Layout {
     /// Zeros.
-    pub(super) fn of_kind(kind: Kind, inner: usize, cols: usize) -> Self {
-        let panels = Panels::zeros(inner.div_ceil(4), cols, kind.tile.cols);
-        Int8Layout { inner, kind, panels, scales: vec![1.0; cols], moved: vec![0; cols] }
+    pub(super) fn by(bytes: Bytes, inner: usize, cols: usize) -> Self {
+        let panels = Panels::zeros(inner.div_ceil(4), cols, bytes.tile.cols);
+        Int8Layout { inner, bytes, panels, scales: vec![1.0; cols], sums: vec![0; cols] }
     }
 }
 
 impl Layout<f32> for Int8Layout {
     fn pack(arch: Arch, inner: usize, cols: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
-        let mut layout = Self::of_kind(Kind::of(arch), inner, cols);
+        let mut layout = Self::by(byte_tile(arch), inner, cols);
         layout.repack(value);
         layout
     }
 
     fn repack(&mut self, value: impl Fn(usize, usize) -> f32 + Sync) {
-        let Int8Layout { inner, kind: Kind { top, .. }, panels, scales, moved } = self;
+        let Int8Layout { inner, bytes: Bytes { top, .. }, panels, scales, sums } = self;
         let inner = *inner;
         scales.par_iter_mut().enumerate().for_each(|(j, scale)| {
             *scale = scale_of((0..inner).fold(0.0, |most, k| larger(most, value(k, j))), *top);
@@ -79,9 +60,9 @@ impl Layout<f32> for Int8Layout {
         let w = |k: usize, j: usize| if k < inner { quantised(value(k, j), inverses[j], *top) } else { 0 };
         panels.repack(|step, j| u32::from_le_bytes(std::array::from_fn(|i| w(4 * step + i, j) as i8 as u8)));
         let packed = &*panels;
-        moved.par_iter_mut().enumerate().for_each(|(j, moved)| {
+        sums.par_iter_mut().enumerate().for_each(|(j, sum)| {
             let bytes = (0..inner.div_ceil(4)).flat_map(|step| packed.at(step, j).to_le_bytes());
-            *moved = SHIFT * bytes.map(|w| i32::from(w as i8)).sum::<i32>();
+            *sum = bytes.map(|w| i32::from(w as i8)).sum();
         });
     }
 
@@ -96,13 +77,13 @@ impl Layout<f32> for Int8Layout {
 
     fn set(&mut self, inner: usize, col: usize, value: f32) {
         // The column's scale stays, and bounds the value; training, which alone asks for this, does not run in bytes.
-        let new = quantised(value, 1.0 / self.scales[col], self.kind.top);
+        let new = quantised(value, 1.0 / self.scales[col], self.bytes.top);
         let bytes = self.panels.at_mut(inner / 4, col);
         let mut all = bytes.to_le_bytes();
         let old = i32::from(all[inner % 4] as i8);
         all[inner % 4] = new as i8 as u8;
         *bytes = u32::from_le_bytes(all);
-        self.moved[col] += SHIFT * (new - old);
+        self.sums[col] += new - old;
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8])) {
@@ -118,7 +99,7 @@ impl Layout<f32> for Int8Layout {
         y: Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E], &[f32]) + Sync,
     ) {
-        let Int8Layout { inner, kind: Kind { tile, .. }, scales, moved, .. } = self;
+        let Int8Layout { inner, bytes: Bytes { tile, .. }, scales, sums: of_columns, .. } = self;
         let steps = inner.div_ceil(4);
         multiply(
             arch,
@@ -134,35 +115,32 @@ impl Layout<f32> for Int8Layout {
                     |wide: &mut [f32], _: &mut [u8]| {
                         wide[*inner..].fill(0.0);
                         x.write(row, &mut wide[..*inner]);
-                        let scale = scale_of(largest(wide), TOP);
+                        let (least, most) = extremes(wide);
+                        let scale = scale_of(most - least, MOST as f32);
                         let inverse = 1.0 / scale;
+                        let zero = rounded(-least * inverse);
                         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut to[..steps]);
                         for (byte, x) in bytes.iter_mut().zip(wide.iter()) {
-                            *byte = (rounded(*x * inverse) + SHIFT) as u8;
+                            // Both ends may be rounded up.
+                            *byte = (rounded(*x * inverse) + zero).min(MOST) as u8;
                         }
-                        to[steps] = scale.to_bits();
+                        to[steps..].copy_from_slice(&[scale.to_bits(), zero as u32]);
                     },
                 );
             },
             #[inline(always)]
             |row, col, y: &mut [E], sums: &[i32], left: &[u32]| {
-                let scale = f32::from_bits(left[steps]);
+                let (scale, zero) = (f32::from_bits(left[steps]), left[steps + 1] as i32);
                 let mut wide = [0f32; 64];
-                let pieces = sums.chunks(64).zip(scales[col..].chunks(64)).zip(moved[col..].chunks(64));
-                for (p, (((sums, scales), moved), y)) in pieces.zip(y.chunks_mut(64)).enumerate() {
+                let pieces = sums.chunks(64).zip(scales[col..].chunks(64)).zip(of_columns[col..].chunks(64));
+                for (p, (((sums, scales), of_columns), y)) in pieces.zip(y.chunks_mut(64)).enumerate() {
                     let wide = &mut wide[..sums.len()];
-                    for (((to, sum), s), moved) in wide.iter_mut().zip(sums).zip(scales).zip(moved) {
-                        *to = (sum - moved) as f32 * (scale * *s);
+                    for (((to, sum), s), of_column) in wide.iter_mut().zip(sums).zip(scales).zip(of_columns) {
+                        *to = sum.wrapping_sub(zero.wrapping_mul(*of_column)) as f32 * (scale * *s);
                     }
                     finish(row, col + 64 * p, y, wide);
                 }
             },
         );
     }
-}
-
-/// The largest size of a row's values, and no number where one of them is none: sizes are ordered as their bits are.
-#[inline(always)]
-fn largest(row: &[f32]) -> f32 {
-    f32::from_bits(row.iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
 }

@@ -6,14 +6,22 @@ use super::super::super::precision::Stored;
 use super::super::super::real::Real;
 use super::super::super::simd::Arch;
 use super::super::panels::Rows;
-use super::super::tile::emulated;
+use super::super::tile::{Bytes, emulated};
 use super::super::values;
-use super::int8::Kind;
 use super::{Bf16Layout, F32Layout, Int8Layout, Layout, Plain};
 
 /// (rows, inner, columns): tiles whole and cut short, one and several blocks of the inner dimension, few rows.
-const SHAPES: [(usize, usize, usize); 8] =
-    [(1, 7, 3), (2, 16, 16), (5, 33, 40), (13, 64, 64), (40, 96, 33), (150, 384, 96), (29, 1024, 64), (31, 3072, 48)];
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 7, 3),
+    (2, 16, 16),
+    (5, 33, 40),
+    (13, 64, 64),
+    (40, 96, 33),
+    (57, 48, 600),
+    (150, 384, 96),
+    (29, 1024, 64),
+    (31, 3072, 48),
+];
 
 fn threads(n: usize) -> rayon::ThreadPool {
     rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()
@@ -35,13 +43,26 @@ fn pack<L: Layout<f32>>(arch: Arch, w: &[f32], inner: usize, cols: usize) -> L {
     threads(1).install(|| L::pack(arch, inner, cols, |k, j| w[k * cols + j]))
 }
 
-/// Whether rows have the same bits in any company, with one thread and two.
+/// Whether rows have the same bits in any company, with any number of threads: more than there are tiles, too.
 fn is_batch_invariant<L: Layout<f32>>(arch: Arch) {
     for (m, inner, cols) in SHAPES {
         let (x, w) = (values(m * inner, 1), values(inner * cols, 2));
         let layout: L = pack(arch, &w, inner, cols);
         let all = product(arch, 2, &layout, &x, (inner, cols));
-        for (first, n, n_threads) in [(0, 1, 1), (m - 1, 1, 2), (m / 2, m - m / 2, 1), (0, m, 1), (m / 3, 1, 2)] {
+        let parts = [
+            (0, 1, 1),
+            (m - 1, 1, 2),
+            (m / 2, m - m / 2, 1),
+            (0, m, 1),
+            (0, m, 3),
+            (0, m, 7),
+            (0, m, 64),
+            (m / 3, 1, 2),
+            (0, m.min(14), 3),
+            (0, m.min(15), 2),
+            (m / 3, m.min(29).div_ceil(2), 7),
+        ];
+        for (first, n, n_threads) in parts {
             let part = product(arch, n_threads, &layout, &x[first * inner..][..n * inner], (inner, cols));
             let same = part.iter().zip(&all[first * cols..]).all(|(a, b)| a.to_bits() == b.to_bits());
             assert!(same, "{} {m} x {inner} x {cols}, rows {first}.. of {n}", arch.name());
@@ -110,7 +131,7 @@ fn pairs_and_bytes_are_summed_in_the_order_of_their_emulation() {
         let (x, w) = (values(m * inner, 11), values(inner * cols, 12));
         let value = |k: usize, j: usize| w[k * cols + j];
         let mut pairs = Bf16Layout::of_pairs(&emulated::PAIRS, inner, cols);
-        let mut bytes = Int8Layout::of_kind(Kind { tile: &emulated::BYTES, top: 127.0 }, inner, cols);
+        let mut bytes = Int8Layout::by(Bytes { tile: &emulated::BYTES, top: 127.0 }, inner, cols);
         threads(1).install(|| (pairs.repack(value), bytes.repack(value)));
 
         let store = <bf16 as Stored<f32>>::store;
@@ -168,12 +189,15 @@ fn int8_sums_bytes_exactly() {
 fn multiplies_its_bytes(arch: Arch, layout: &Int8Layout, x: &[f32], (inner, cols): (usize, usize)) {
     let found = product(arch, 2, layout, x, (inner, cols));
     for (x, row) in x.chunks(inner).zip(found.chunks(cols)) {
-        let scale = x.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+        let least = x.iter().fold(0.0f32, |least, x| least.min(*x));
+        let scale = (x.iter().fold(0.0f32, |most, x| most.max(*x)) - least) / 255.0;
+        let zero = (-least * (1.0 / scale)).round_ties_even();
+        let byte = |x: &f32| ((x * (1.0 / scale)).round_ties_even() + zero).min(255.0);
         for (j, found) in row.iter().enumerate() {
-            let products = x
-                .iter()
-                .enumerate()
-                .map(|(k, x)| f64::from((x * (1.0 / scale)).round_ties_even() * scale) * f64::from(layout.at(k, j)));
+            let products = x.iter().enumerate().map(|(k, x)| {
+                assert!((0.0..=255.0).contains(&byte(x)), "a byte");
+                f64::from((byte(x) - zero) * scale) * f64::from(layout.at(k, j))
+            });
             let (exact, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
             assert!((f64::from(*found) - exact).abs() <= 1e-6 * size, "{} {found} {exact}", arch.name());
         }
