@@ -87,7 +87,9 @@ fn a_memory_budget_changes_no_byte_and_is_refused_where_it_cannot_hold() {
     of("free", &[]).ok();
     of("tight", &["--memory-budget", "320KB"]).ok();
     assert!(patch(&folder.path().join("free")) == patch(&folder.path().join("tight")));
-    for (budget, message) in [("1KB", "bytes of activations at least"), ("much", "500MB or 1.5GB"), ("0", "500MB")] {
+    for (budget, message) in
+        [("1KB", "MB of activations at least"), ("much", "a number of B, KB, MB or GB"), ("0", "500MB")]
+    {
         of("refused", &["--memory-budget", budget]).refused(2, &[message]);
     }
     of("refused", &["--memory-budget", "1GB", "--method", "full"]).refused(2, &["biases or the head alone"]);

@@ -12,18 +12,20 @@ use bitfit::base::{Base, BaseSpec, Config};
 use bitfit::data::Sequence;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
 use bitfit::device::cpu::Arch;
-use bitfit::device::{self, Placement};
+use bitfit::device::{self, Placement, PrecisionName};
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Selection, parse_layers, parse_terms};
 use bitfit::train::{Options, Progress, start, step};
 use bitfit::{Error, Result};
 use serde_json::json;
 
-use super::args::{DeviceArgs, parse_size};
+use super::args::{DeviceArgs, parse_size, refuse};
 use super::output::say;
 
 /// Steps that are not counted: they fill the pool of buffers and the caches.
 const WARM_UP: usize = 3;
+/// Tokens of the shortest text that trains: [CLS], one, [SEP].
+const MIN_LENGTH: usize = 3;
 /// Bytes in a megabyte, as Linux and the PyTorch yardstick count them.
 const MB: f64 = 1024.0 * 1024.0;
 
@@ -193,7 +195,7 @@ impl Found {
         }
         for paired in &self.paired[1..] {
             let Paired { tasks, step_s, ratio, interval } = paired;
-            let name = format!("{tasks} tasks");
+            let name = if *tasks == 1 { "1 task".to_string() } else { format!("{tasks} tasks") };
             say!("  {name:<24}{step_s:>10.4} s, {ratio:.3} ({:.3}..{:.3}) of the first", interval.0, interval.1);
         }
         Ok(())
@@ -235,12 +237,22 @@ impl Args {
             check_range("--tasks", *k, self.batch)?;
         }
         if self.method == "forward" {
-            if self.terms.is_some() || self.layers.is_some() || self.dropout.is_some() || self.memory_budget.is_some() {
-                let message =
-                    "--terms, --layers, --dropout and --memory-budget are of training; a forward pass has none";
-                return Err(Error::Usage(message.into()));
-            }
+            let of_training = [
+                ("--terms", self.terms.is_some()),
+                ("--layers", self.layers.is_some()),
+                ("--dropout", self.dropout.is_some()),
+                ("--memory-budget", self.memory_budget.is_some()),
+            ];
+            refuse("a --method that trains", &of_training)?;
             return Ok(Work::Forward);
+        }
+        if self.device.check()?.precision == PrecisionName::Int8 {
+            let expected = "f32 or bf16 for a step that trains; int8 goes with --method forward";
+            return Err(Error::setting("--precision", expected, "`int8`"));
+        }
+        if self.length < MIN_LENGTH {
+            let expected = format!("at least {MIN_LENGTH} for a step that trains");
+            return Err(Error::setting("--length", expected, self.length));
         }
         self.memory_budget.as_deref().map(parse_size).transpose()?;
         let method: Method = self.method.parse().map_err(|_| {

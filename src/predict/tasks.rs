@@ -8,6 +8,7 @@ use super::batching::MAX_TOKENS;
 use crate::base::problem::Texts;
 use crate::base::tokenizer::Encoding;
 use crate::data::evaluation_batches;
+use crate::device::PrecisionName;
 use crate::device::batch::{Batch, DropoutKey};
 use crate::encoder::{Encoder, Task};
 use crate::error::{Error, Result};
@@ -126,13 +127,24 @@ pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Resu
 
     let mut of_tasks = Vec::with_capacity(tasks.len());
     for (task, logits) in tasks.iter().zip(&logits) {
-        if logits.iter().flatten().any(|z| !z.is_finite()) {
-            return Err(Error::Device(format!("{} gives an output that is not finite", task.name())));
+        if let Some(i) = logits.iter().position(|z| z.iter().any(|z| !z.is_finite())) {
+            return Err(not_finite(encoder, task, i));
         }
         of_tasks.push(logits.iter().map(|z| from_logits(&task.metadata().problem, z)).collect());
     }
     let truncated = tasks.iter().map(|t| of_task(t).iter().filter(|e| e.truncated).count()).collect();
     Ok(Predictions { of_tasks, truncated })
+}
+
+/// What is wrong where an answer is no number.
+fn not_finite(encoder: &Encoder, task: &TaskPatch, input: usize) -> Error {
+    let (name, hash) = (task.name(), &task.patch.content_hash()[..8]);
+    let advice = match encoder.precision() {
+        PrecisionName::F32 => "the patch's values are too large for this base; leave it out, or train it anew",
+        _ => "the patch's values may be too large for this precision; try --precision f32, or leave it out",
+    };
+    let input = input + 1;
+    Error::Device(format!("{name} (patch {hash}) gives an output that is not finite for input {input}: {advice}"))
 }
 
 /// Whether an input is one that every task can answer.

@@ -84,7 +84,8 @@ impl Arch {
         let available = Self::available();
         available.iter().find(|arch| arch.name() == name).copied().ok_or_else(|| {
             let names: Vec<&str> = available.iter().map(|arch| arch.name()).collect();
-            Error::setting(FORCE, names.join(", "), name.to_string_lossy())
+            let expected = format!("{}, or nothing at all for the best", names.join(", "));
+            Error::setting(FORCE, expected, format_args!("`{}`", name.to_string_lossy()))
         })
     }
 

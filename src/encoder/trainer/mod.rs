@@ -185,7 +185,8 @@ impl<D: Ops> Trainer<D> {
             recomputed: 0,
         };
         if memory_budget.is_some() && plan.weights {
-            return Err(Error::Usage("a memory budget is for runs that train biases or the head alone".into()));
+            let expected = "a run that trains biases or the head alone: one that trains weights keeps more";
+            return Err(Error::setting("memory budget", expected, "weights among what trains"));
         }
 
         let rows = |f: &dyn Fn(&Head) -> Vec<f32>| runs.iter().map(|run| f(&run.start.head)).collect::<Vec<_>>();
@@ -245,9 +246,10 @@ impl<D: Ops> Trainer<D> {
             return Ok(Plan { recomputed, ..self.plan });
         }
         let least = (0..=layers).map(bytes).min().unwrap_or(0);
+        let [least, budget] = [least, budget].map(|bytes| bytes as f64 / 1e6);
         Err(Error::Usage(format!(
-            "a batch of {tokens} tokens needs {least} bytes of activations at least, and the memory budget is {budget}: \
-             allow more, or take smaller batches and accumulate gradients"
+            "a batch of {tokens} tokens needs {least:.3} MB of activations at least, and the memory budget is \
+             {budget:.3} MB: allow more, or take smaller batches (gradients of several can be accumulated)"
         )))
     }
 
