@@ -81,7 +81,7 @@ fn measure<P: Precision>(criterion: &mut Criterion, name: PrecisionName, trains:
         let square = d.weight(h, h, values(h * h));
         let up = d.weight(i, h, values(i * h));
         let down = d.weight(h, i, values(h * i));
-        let (of_h, of_i, ones) = (d.params(1, &values(h)), d.params(1, &values(i)), d.params(1, &vec![1.0; h]));
+        let (of_h, of_i, ones) = (d.params(1, values(h)), d.params(1, values(i)), d.params(1, vec![1.0; h]));
         let table = d.table(h, values(2 * h * length));
         let tables = || bitfit::device::ops::Tables { word: &table, position: &table, token_type: &table };
         let affine = || Affine { gamma: &ones, beta: &of_h };

@@ -216,6 +216,8 @@ pub trait Device: Sized + Send + 'static {
     fn finish(&mut self) -> Result<()>;
     /// Gives back the memory of passes that are over.
     fn release(&mut self);
+    /// Gives back to the system what laying weights out has freed.
+    fn settle(&self);
     /// The most bytes of pooled buffers that were in use at once, since the context was made.
     fn peak_bytes(&self) -> usize;
 
@@ -226,7 +228,7 @@ pub trait Device: Sized + Send + 'static {
     /// A table of `width` columns, row-major.
     fn table(&self, width: usize, values: Vec<f32>) -> Self::Table;
     /// Vectors, (rows, values.len() / rows).
-    fn params(&self, rows: usize, values: &[f32]) -> Self::Params;
+    fn params(&self, rows: usize, values: Vec<f32>) -> Self::Params;
     /// Vectors of zeros, (rows, n).
     fn zeros(&self, rows: usize, n: usize) -> Self::Params;
     /// Positions.

@@ -229,6 +229,7 @@ struct InUse<'t, D: Ops> {
 impl<D: Ops> Runtime<D> {
     pub(super) fn new(mut context: D, base: &Base) -> Result<Self> {
         let network = context.run(|d| Network::load(d, base))?;
+        context.settle();
         let mut biases = Vec::new();
         for p in base.parameters() {
             if let Role::Bias(term) = p.role {
@@ -267,21 +268,22 @@ impl<D: Ops> Runtime<D> {
         let biases = AllBiases::new(d, config, groups, |term, layer| {
             let Some(i) = self.biases.iter().position(|b| b.term == term && b.layer == layer) else {
                 // A checkpoint without a pooler: its bias is each head's own.
-                let own = |t: &Option<&Attached<D>>| t.and_then(|t| t.head.pooler.clone()).map(|p| p.1);
-                return tasks.iter().flat_map(|t| own(t).unwrap_or_else(|| vec![0.0; h])).collect();
+                let zeros = vec![0.0; h];
+                let own = |t: &Option<&'t Attached<D>>| t.and_then(|t| t.head.pooler.as_ref()).map(|p| &p.1[..]);
+                return tasks.iter().map(|t| own(t).unwrap_or(&zeros)).collect::<Vec<_>>().concat();
             };
-            let of = |t: &Option<&'t Attached<D>>| t.map_or(&self.biases[i].values, |t| &t.biases[i]).iter().copied();
-            tasks.iter().flat_map(of).collect()
+            let of = |t: &Option<&'t Attached<D>>| t.map_or(&self.biases[i].values[..], |t| &t.biases[i]);
+            tasks.iter().map(of).collect::<Vec<_>>().concat()
         });
         let widest = tasks.iter().flatten().map(|t| t.head.n_outputs).max();
         let heads = widest.map(|widest| {
             let padded = |values: fn(&Head) -> &Vec<f32>, n: usize| {
                 let mut all = Vec::with_capacity(groups * n);
                 for (g, task) in tasks.iter().enumerate() {
-                    all.extend(task.iter().flat_map(|t| values(&t.head)));
+                    task.iter().for_each(|t| all.extend_from_slice(values(&t.head)));
                     all.resize((g + 1) * n, 0.0);
                 }
-                d.params(groups, &all)
+                d.params(groups, all)
             };
             Heads {
                 classifier: Classifier {
@@ -397,7 +399,10 @@ impl<D: Ops> Engine for Runtime<D> {
     }
 
     fn prepare_training(&self) {
-        self.context().run(|d| self.network.prepare_backward(d));
+        self.context().run(|d| {
+            self.network.prepare_backward(d);
+            d.settle();
+        });
     }
 
     fn weights_hash(&self) -> String {

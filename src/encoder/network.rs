@@ -66,7 +66,7 @@ impl<D: Device> Network<D> {
             Ok(Arc::new(d.weight(p.shape[0], p.shape[1], base.tensor(&p.name)?)))
         };
         let gamma = |term, layer| -> Result<Arc<D::Params>> {
-            Ok(Arc::new(d.params(1, &base.tensor(&find(Role::NormWeight(term), layer)?.name)?)))
+            Ok(Arc::new(d.params(1, base.tensor(&find(Role::NormWeight(term), layer)?.name)?)))
         };
         let table = |table| -> Result<Arc<D::Table>> {
             let p = find(Role::Table(table), None)?;
@@ -113,7 +113,7 @@ impl<D: Device> Network<D> {
     /// Puts a copy with these values in place of a weight; others that share this network keep theirs.
     pub fn replace(&mut self, d: &D, p: &Parameter, values: Vec<f32>) {
         match self.slot(p.role, p.layer) {
-            Some(Slot::Gamma(to)) => *to = Arc::new(d.params(1, &values)),
+            Some(Slot::Gamma(to)) => *to = Arc::new(d.params(1, values)),
             Some(Slot::Matrix(to)) => *to = Arc::new(d.weight(p.shape[0], p.shape[1], values)),
             Some(Slot::Table(to)) => *to = Arc::new(d.table(p.shape[1], values)),
             None => {}
@@ -179,7 +179,7 @@ impl<D: Device> AllBiases<D> {
     /// Where a tensor cannot be read.
     pub fn of_base(d: &D, base: &Base) -> Result<Self> {
         let vector = |term, layer| -> Result<D::Params> {
-            Ok(d.params(1, &base.tensor(&parameter(base, Role::Bias(term), layer)?.name)?))
+            Ok(d.params(1, base.tensor(&parameter(base, Role::Bias(term), layer)?.name)?))
         };
         let layers = 0..base.config().num_hidden_layers;
         Ok(AllBiases {
@@ -194,7 +194,7 @@ impl<D: Device> AllBiases<D> {
 
     /// Lays out the biases of `groups`: `value(term, layer)` gives the values of all of them, group after group.
     pub fn new(d: &D, config: &Config, groups: usize, mut value: impl FnMut(Term, Option<usize>) -> Vec<f32>) -> Self {
-        let mut of = |term, layer| d.params(groups, &value(term, layer));
+        let mut of = |term, layer| d.params(groups, value(term, layer));
         AllBiases {
             embeddings_layernorm: of(Term::EmbeddingsLayernorm, None),
             layers: (0..config.num_hidden_layers)

@@ -98,6 +98,16 @@ pub fn prefetch<E>(at: *const E, n: usize) {
     let _ = (at, n);
 }
 
+/// Gives memory that was freed back to the system. Loading frees a weight's numbers once they are packed, and glibc would
+/// keep some of them: 17 MB where BERT-base's bytes are 110.
+pub fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it touches no memory in use; glibc calls it safe from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 thread_local! {
     static SCRATCH: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }

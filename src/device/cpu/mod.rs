@@ -266,6 +266,10 @@ impl<P: Precision> Device for Cpu<P> {
         self.room = 0;
     }
 
+    fn settle(&self) {
+        lines::trim();
+    }
+
     fn peak_bytes(&self) -> usize {
         self.pool.peak_bytes()
     }
@@ -283,10 +287,9 @@ impl<P: Precision> Device for Cpu<P> {
         P::Table::pack(width, &P::Real::from_f32(values))
     }
 
-    fn params(&self, rows: usize, values: &[f32]) -> Vectors<P::Real> {
+    fn params(&self, rows: usize, values: Vec<f32>) -> Vectors<P::Real> {
         assert_eq!(values.len() % rows, 0, "vectors are of one length");
-        let data = values.iter().map(|v| P::Real::of(f64::from(*v))).collect();
-        Vectors { rows, n: values.len() / rows, data }
+        Vectors { rows, n: values.len() / rows, data: P::Real::from_f32(values) }
     }
 
     fn zeros(&self, rows: usize, n: usize) -> Vectors<P::Real> {

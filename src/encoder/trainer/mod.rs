@@ -168,7 +168,7 @@ impl<D: Ops> Trainer<D> {
             match p.role {
                 Role::Bias(term) => {
                     if let Some(to) = biases.get_mut(term, p.layer) {
-                        *to = d.params(groups, &whole.repeat(groups));
+                        *to = d.params(groups, whole.repeat(groups));
                     }
                 }
                 _ => d.run(|d| network.replace(d, p, whole)),

@@ -90,7 +90,7 @@ impl<D: Ops> Tensor<D> {
             part: Part::Base(p.role, p.layer),
             runs: requests.iter().map(Option::is_some).collect(),
             entries: entries.map(|at| (at.clone(), d.index(&at))),
-            values: trained(d, d.params(1, &base_values), groups, n, &delta),
+            values: trained(d, d.params(1, base_values), groups, n, &delta),
             n,
             per_output: None,
             name: p.name.clone(),
@@ -190,7 +190,7 @@ impl<D: Ops> Tensor<D> {
     pub fn with_row(&self, d: &D, of: &D::Params, g: usize, row: &[f32]) -> D::Params {
         let mut all = d.read_params(of);
         all[g * self.n..][..row.len()].copy_from_slice(row);
-        d.params(self.runs.len(), &all)
+        d.params(self.runs.len(), all)
     }
 
     /// How many values of a row are a run's own.
@@ -205,5 +205,5 @@ pub fn alone(name: &str) -> Error {
 }
 
 fn trained<D: Ops>(d: &D, base: D::Params, groups: usize, n: usize, delta: &[f32]) -> Trained<D> {
-    Trained { base, delta: d.params(groups, delta), m: d.zeros(groups, n), v: d.zeros(groups, n) }
+    Trained { base, delta: d.params(groups, delta.to_vec()), m: d.zeros(groups, n), v: d.zeros(groups, n) }
 }
