@@ -56,13 +56,13 @@ fn every_precision_is_measured_and_several_counts_of_tasks_in_turn() {
 fn wrong_uses_are_refused_with_what_is_known() {
     for (args, message) in [
         (&["--method", "lora"][..], "bitfit, full, frozen, random or forward"),
-        (&["--method", "forward", "--terms", "query"], "a forward pass has none"),
+        (&["--method", "forward", "--terms", "query"], "--terms goes with a --method that trains"),
         (&["--terms", "key"], "key"),
         (&["--terms", "bias"], "one of embeddings_layernorm"),
         (&["--layers", "1..5"], "layer"),
         (&["--dropout", "1.5"], "--dropout"),
         (&["--precision", "fp16"], "f32, bf16 or int8"),
-        (&["--precision", "int8"], "int8 is for inference"),
+        (&["--precision", "int8"], "int8 goes with --method forward"),
         (&["--tasks", "4"], "--tasks"),
         (&["--device", "cuda:0"], "cuda:0 is not there"),
     ] {

@@ -310,7 +310,8 @@ fn within_budgets<P: Precision>(base: &Base, runs: &[Run]) -> [usize; 2] {
     };
     let (loss, gradients, most) = step(None).unwrap();
     let Err(Error::Usage(message)) = step(Some(1)) else { panic!("a budget of one byte") };
-    let least: usize = message.split_once("needs ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    let least: f64 = message.split_once("needs ").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    let least = (least * 1e6).round() as usize;
     assert!(step(Some(least - 1)).is_err());
     let mut peaks = Vec::new();
     for budget in [least, least.midpoint(most.max(least)), 2 * most.max(least)] {

@@ -248,8 +248,8 @@ impl<D: Ops> Trainer<D> {
         let least = (0..=layers).map(bytes).min().unwrap_or(0);
         let [least, budget] = [least, budget].map(|bytes| bytes as f64 / 1e6);
         Err(Error::Usage(format!(
-            "a batch of {tokens} tokens needs {least:.3} MB of activations at least, and the memory budget is \
-             {budget:.3} MB: allow more, or take smaller batches (gradients of several can be accumulated)"
+            "a batch of {tokens} tokens needs {least} MB of activations at least, and the memory budget is \
+             {budget} MB: allow more, or take smaller batches (gradients of several can be accumulated)"
         )))
     }
 
