@@ -2,12 +2,13 @@
 //! any mixture of them.
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 
-use super::network::{AllBiases, Network, check_batch};
-use super::pass::{Heads, Pass, Plan};
+use super::layer::{self, Terms};
+use super::network::{Network, check_batch};
 use super::split_logits;
 use super::trainer::{Run, Trainer, Training};
 use crate::base::base::Base;
@@ -16,7 +17,7 @@ use crate::base::delta::{Delta, Head};
 use crate::base::parameters::{Role, Term};
 use crate::device::batch::Batch;
 use crate::device::cpu::{Bf16, Cpu, F32, Int8, Precision};
-use crate::device::ops::{Activation, Arithmetic, Classifier, Dropout, Ops};
+use crate::device::ops::{Activation, Affine, Arithmetic, Classifier, Dropout, Ops};
 use crate::device::{DeviceName, Placement, PrecisionName};
 use crate::error::{Error, Result};
 
@@ -219,11 +220,72 @@ struct Attached<D: Ops> {
     network: Option<Network<D>>,
 }
 
-/// What a batch's groups read.
+/// What a pass of some tasks, a group each, reads. Biases are gathered when a layer runs: those of many tasks are never
+/// all there, and what a layer's took serves the next one's.
 struct InUse<'t, D: Ops> {
+    runtime: &'t Runtime<D>,
+    tasks: Vec<Option<&'t Attached<D>>>,
     network: &'t Network<D>,
-    biases: AllBiases<D>,
-    heads: Option<Heads<D>>,
+}
+
+impl<D: Ops> InUse<'_, D> {
+    /// A bias of all groups, (G, n).
+    fn bias(&self, d: &D, term: Term, layer: Option<usize>) -> D::Params {
+        let base = self.runtime.biases.iter().position(|b| b.term == term && b.layer == layer);
+        // A checkpoint without a pooler: its bias is each head's own.
+        let zeros = vec![0.0; if base.is_none() { self.runtime.base.config().hidden_size } else { 0 }];
+        let of = self.tasks.iter().map(|task| match (base, *task) {
+            (Some(i), Some(task)) => &task.biases[i][..],
+            (Some(i), None) => &self.runtime.biases[i].values,
+            (None, task) => task.and_then(|task| task.head.pooler.as_ref()).map_or(&zeros[..], |(_, bias)| bias),
+        });
+        d.params(self.tasks.len(), of.collect::<Vec<_>>().concat())
+    }
+
+    /// The last hidden state of first rows (S, H), or of all rows (T, H); `visit` sees each hidden state from the
+    /// embeddings' output on.
+    fn hidden(&self, d: &mut D, first_rows: bool, mut visit: impl FnMut(&mut D, &D::Stream)) -> D::Stream {
+        let beta = self.bias(d, Term::EmbeddingsLayernorm, None);
+        let (mut x, _) = d.embed(self.network.tables(), Affine { gamma: &self.network.gamma, beta: &beta });
+        visit(d, &x);
+        let n = self.network.layers.len();
+        for (l, w) in self.network.layers.iter().enumerate() {
+            let Ok(b) = Terms::try_from_fn(|term| Ok::<_, Infallible>(self.bias(d, term, Some(l))));
+            (x, _) = layer::forward(d, l, w, &b, x, first_rows && l + 1 == n);
+            visit(d, &x);
+        }
+        x
+    }
+
+    /// The pooled output of first rows, (S, H).
+    fn pooled(&self, d: &mut D, first: &D::Stream) -> D::Act {
+        let own = self.tasks.iter().map(|task| task.and_then(|task| task.pooler.as_deref()));
+        let poolers: Vec<&D::Weight> = match own.collect::<Option<_>>() {
+            Some(own) => own,
+            None => self.network.pooler.as_deref().into_iter().collect(),
+        };
+        let bias = self.bias(d, Term::Pooler, None);
+        d.pool(first, &poolers, &bias)
+    }
+
+    /// The classifiers of the groups that have one, padded to the widest; none where no group has.
+    fn classifier(&self, d: &D) -> Option<Classifier<D>> {
+        let (h, groups) = (self.runtime.base.config().hidden_size, self.tasks.len());
+        let widest = self.tasks.iter().flatten().map(|t| t.head.n_outputs).max()?;
+        let padded = |values: fn(&Head) -> &Vec<f32>, n: usize| {
+            let mut all = Vec::with_capacity(groups * n);
+            for (g, task) in self.tasks.iter().enumerate() {
+                task.iter().for_each(|t| all.extend_from_slice(values(&t.head)));
+                all.resize((g + 1) * n, 0.0);
+            }
+            d.params(groups, all)
+        };
+        Some(Classifier {
+            weight: padded(|head| &head.weight, widest * h),
+            bias: padded(|head| &head.bias, widest),
+            n_outputs: self.tasks.iter().map(|t| t.map_or(0, |t| t.head.n_outputs)).collect(),
+        })
+    }
 }
 
 impl<D: Ops> Runtime<D> {
@@ -251,9 +313,7 @@ impl<D: Ops> Runtime<D> {
         Trainer::new(context, &self.base, &self.network, runs, memory_budget)
     }
 
-    fn in_use<'t>(&'t self, d: &D, tasks: &'t [Option<Task>]) -> Result<InUse<'t, D>> {
-        let config = self.base.config();
-        let h = config.hidden_size;
+    fn in_use<'t>(&'t self, tasks: &'t [Option<Task>]) -> Result<InUse<'t, D>> {
         let attached = |task: &'t Option<Task>| -> Result<Option<&'t Attached<D>>> {
             let Some(task) = task else { return Ok(None) };
             let foreign = || Error::Usage("a task was attached to an encoder on another device".into());
@@ -264,41 +324,11 @@ impl<D: Ops> Runtime<D> {
             let id = self.base.id();
             return Err(Error::Usage(format!("base {id} has no pooler, so it has no output without a task's patch")));
         }
-        let groups = tasks.len();
-        let biases = AllBiases::new(d, config, groups, |term, layer| {
-            let Some(i) = self.biases.iter().position(|b| b.term == term && b.layer == layer) else {
-                // A checkpoint without a pooler: its bias is each head's own.
-                let zeros = vec![0.0; h];
-                let own = |t: &Option<&'t Attached<D>>| t.and_then(|t| t.head.pooler.as_ref()).map(|p| &p.1[..]);
-                return tasks.iter().map(|t| own(t).unwrap_or(&zeros)).collect::<Vec<_>>().concat();
-            };
-            let of = |t: &Option<&'t Attached<D>>| t.map_or(&self.biases[i].values[..], |t| &t.biases[i]);
-            tasks.iter().map(of).collect::<Vec<_>>().concat()
-        });
-        let widest = tasks.iter().flatten().map(|t| t.head.n_outputs).max();
-        let heads = widest.map(|widest| {
-            let padded = |values: fn(&Head) -> &Vec<f32>, n: usize| {
-                let mut all = Vec::with_capacity(groups * n);
-                for (g, task) in tasks.iter().enumerate() {
-                    task.iter().for_each(|t| all.extend_from_slice(values(&t.head)));
-                    all.resize((g + 1) * n, 0.0);
-                }
-                d.params(groups, all)
-            };
-            Heads {
-                classifier: Classifier {
-                    weight: padded(|head| &head.weight, widest * h),
-                    bias: padded(|head| &head.bias, widest),
-                    n_outputs: tasks.iter().map(|t| t.map_or(0, |t| t.head.n_outputs)).collect(),
-                },
-                poolers: tasks.iter().map(|t| t.and_then(|t| t.pooler.clone())).collect(),
-            }
-        });
         let network = match tasks[..] {
             [Some(Attached { network: Some(own), .. })] => own,
             _ => &self.network,
         };
-        Ok(InUse { network, biases, heads })
+        Ok(InUse { runtime: self, tasks, network })
     }
 }
 
@@ -341,20 +371,22 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {
         let mut d = self.context();
-        let InUse { network, biases, heads } = self.in_use(&d, tasks)?;
+        let in_use = self.in_use(tasks)?;
         let bare = tasks.iter().any(Option::is_none);
         let (logits, pooled) = d.run(|d| {
             d.begin(batch.clone(), Dropout::NONE);
-            let pass = Pass { network, biases: &biases };
-            let (first, _) = pass.hidden(d, Plan::INFERENCE, true, |_, _| ());
-            let pooled = pass.pooled(d, &first, heads.as_ref());
-            let logits = heads.as_ref().map(|heads| d.classify(&pooled, &heads.classifier));
-            (logits.map(|l| d.read_rows(&l)), bare.then(|| d.read_act(&pooled)))
+            let first = in_use.hidden(d, true, |_, _| ());
+            let pooled = in_use.pooled(d, &first);
+            let logits = in_use.classifier(d).map(|classifier| {
+                let logits = d.classify(&pooled, &classifier);
+                (d.read_rows(&logits), classifier.n_outputs)
+            });
+            (logits, bare.then(|| d.read_act(&pooled)))
         });
         d.finish()?;
-        let mut rows = match (&logits, &heads) {
-            (Some(logits), Some(heads)) => split_logits(logits, batch, &heads.classifier.n_outputs),
-            _ => vec![Vec::new(); batch.n_sequences()],
+        let mut rows = match logits {
+            Some((logits, n_outputs)) => split_logits(&logits, batch, &n_outputs),
+            None => vec![Vec::new(); batch.n_sequences()],
         };
         if let Some(pooled) = pooled {
             let of_sequence = pooled.chunks(self.base.config().hidden_size);
@@ -369,12 +401,11 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {
         let mut d = self.context();
-        let InUse { network, biases, .. } = self.in_use(&d, tasks)?;
+        let in_use = self.in_use(tasks)?;
         let mut states = Vec::new();
         d.run(|d| {
             d.begin(batch.clone(), Dropout::NONE);
-            let pass = Pass { network, biases: &biases };
-            pass.hidden(d, Plan::INFERENCE, false, |d, state| states.push(d.read_stream(state)));
+            in_use.hidden(d, false, |d, state| states.push(d.read_stream(state)));
         });
         d.finish()?;
         Ok(states)
@@ -382,12 +413,11 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<f32>> {
         let mut d = self.context();
-        let InUse { network, biases, heads } = self.in_use(&d, tasks)?;
+        let in_use = self.in_use(tasks)?;
         let pooled = d.run(|d| {
             d.begin(batch.clone(), Dropout::NONE);
-            let pass = Pass { network, biases: &biases };
-            let (first, _) = pass.hidden(d, Plan::INFERENCE, true, |_, _| ());
-            let pooled = pass.pooled(d, &first, heads.as_ref());
+            let first = in_use.hidden(d, true, |_, _| ());
+            let pooled = in_use.pooled(d, &first);
             d.read_act(&pooled)
         });
         d.finish()?;

@@ -96,6 +96,12 @@ impl<D: Device> Network<D> {
         })
     }
 
+    /// The embeddings' tables, to be read.
+    pub fn tables(&self) -> Tables<&D::Table> {
+        let Tables { word, position, token_type } = &self.tables;
+        Tables { word: &**word, position: &**position, token_type: &**token_type }
+    }
+
     /// The weight of a role; `None` for biases.
     pub fn slot(&mut self, role: Role, layer: Option<usize>) -> Option<Slot<'_, D>> {
         match (role, layer) {
@@ -190,21 +196,6 @@ impl<D: Device> AllBiases<D> {
                 false => d.zeros(1, base.config().hidden_size),
             },
         })
-    }
-
-    /// Lays out the biases of `groups`: `value(term, layer)` gives the values of all of them, group after group.
-    pub fn new(d: &D, config: &Config, groups: usize, mut value: impl FnMut(Term, Option<usize>) -> Vec<f32>) -> Self {
-        let mut of = |term, layer| d.params(groups, value(term, layer));
-        AllBiases {
-            embeddings_layernorm: of(Term::EmbeddingsLayernorm, None),
-            layers: (0..config.num_hidden_layers)
-                .map(|l| {
-                    let Ok(terms) = Terms::try_from_fn(|term| Ok::<_, std::convert::Infallible>(of(term, Some(l))));
-                    terms
-                })
-                .collect(),
-            pooler: of(Term::Pooler, None),
-        }
     }
 
     /// The bias of a term.

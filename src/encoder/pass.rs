@@ -274,28 +274,17 @@ impl<D: Ops> Pass<'_, D> {
         Affine { gamma: &self.network.gamma, beta: &self.biases.embeddings_layernorm }
     }
 
-    /// The last hidden state of first rows (S, H), or of all rows (T, H); `visit` sees each hidden state from the
-    /// embeddings' output on.
-    pub fn hidden(
-        &self,
-        d: &mut D,
-        plan: Plan,
-        first_rows: bool,
-        mut visit: impl FnMut(&mut D, &D::Stream),
-    ) -> (D::Stream, Saved<D>) {
-        let tables = &self.network.tables;
-        let tables = Tables { word: &*tables.word, position: &*tables.position, token_type: &*tables.token_type };
-        let (mut x, norm) = d.embed(tables, self.embeddings_affine());
+    /// The last hidden state of first rows, (S, H).
+    fn hidden(&self, d: &mut D, plan: Plan) -> (D::Stream, Saved<D>) {
+        let (mut x, norm) = d.embed(self.network.tables(), self.embeddings_affine());
         let lowest = plan.depth.lowest_layer();
         let mut saved = Saved { below: (plan.weights && lowest == Some(0)).then_some(norm), layers: Vec::new() };
-        visit(d, &x);
         let n = self.network.layers.len();
         for (l, (w, b)) in self.network.layers.iter().zip(&self.biases.layers).enumerate() {
             let again = lowest.is_some_and(|lowest| lowest <= l && l < lowest + plan.recomputed);
             let input = again.then(|| d.copy(&x));
-            let (h, kept) = layer::forward(d, l, w, b, x, first_rows && l + 1 == n);
+            let (h, kept) = layer::forward(d, l, w, b, x, l + 1 == n);
             x = h;
-            visit(d, &x);
             match lowest {
                 Some(lowest) if lowest <= l => saved.layers.push(match input {
                     Some(input) => SavedLayer::Input(input),
@@ -309,29 +298,29 @@ impl<D: Ops> Pass<'_, D> {
     }
 
     /// The poolers that the groups read, one shared or one a group.
-    fn poolers<'p>(&'p self, heads: Option<&'p Heads<D>>) -> Vec<&'p D::Weight> {
-        match heads.and_then(|h| h.poolers.as_ref()) {
+    fn poolers<'p>(&'p self, heads: &'p Heads<D>) -> Vec<&'p D::Weight> {
+        match &heads.poolers {
             Some(own) => own.iter().map(|w| &**w).collect(),
             None => self.network.pooler.iter().map(|w| &**w).collect(),
         }
     }
 
     /// The pooled output of first rows, (S, H).
-    pub fn pooled(&self, d: &mut D, first: &D::Stream, heads: Option<&Heads<D>>) -> D::Act {
+    fn pooled(&self, d: &mut D, first: &D::Stream, heads: &Heads<D>) -> D::Act {
         d.pool(first, &self.poolers(heads), &self.biases.pooler)
     }
 
     /// Logits (S, C_max) in inference.
     pub fn logits(&self, d: &mut D, heads: &Heads<D>) -> D::Rows {
-        let (first, _) = self.hidden(d, Plan::INFERENCE, true, |_, _| ());
-        let pooled = self.pooled(d, &first, Some(heads));
+        let (first, _) = self.hidden(d, Plan::INFERENCE);
+        let pooled = self.pooled(d, &first, heads);
         d.classify(&pooled, &heads.classifier)
     }
 
     /// Forward, loss and backward of one (micro-)batch; gradients are added to `grads`. Gives each group's loss.
     pub fn train(&self, d: &mut D, heads: &Heads<D>, loss: &[Loss], plan: Plan, grads: &mut Gradients<D>) -> D::Rows {
-        let (first, saved) = self.hidden(d, plan, true, |_, _| ());
-        let pooled = self.pooled(d, &first, Some(heads));
+        let (first, saved) = self.hidden(d, plan);
+        let pooled = self.pooled(d, &first, heads);
         let logits = d.classify(&pooled, &heads.classifier);
         let (losses, dlogits) = d.loss(logits, &heads.classifier.n_outputs, loss);
         let dp =
@@ -340,7 +329,7 @@ impl<D: Ops> Pass<'_, D> {
         if plan.depth == Depth::Head && !wants_pooler {
             return losses;
         }
-        let poolers = self.poolers(Some(heads));
+        let poolers = self.poolers(heads);
         let input = (!matches!(grads.pooler_weight, Want::Nothing)).then_some(&first);
         let dh = d.pool_back(dp, pooled, input, &poolers, &mut grads.pooler_weight, grads.pooler.as_mut());
         drop(first);
