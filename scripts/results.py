@@ -332,7 +332,7 @@ def table():
 
 def precisions():
     """The table of runs trained in bf16, beside f32's."""
-    # The rest of a column: a mean over the seeds, and the largest loss of one against the same patch in f32.
+    # How a patch scores: the mean over the seeds, and the largest loss of one against itself in f32.
     shown = " | ".join(f"those patches in {how}" for how in SCORED)
     lines = [
         f"| task | metric | trained in f32 | trained in bf16 | {shown} |",
