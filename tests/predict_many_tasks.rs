@@ -7,18 +7,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitfit::base::Base;
+use bitfit::base::{Base, Config};
 use bitfit::base::delta::{Change, Delta, Head};
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::{Encoder, Task};
-use bitfit::patch::{Method, Patch, Selection, delta};
+use bitfit::patch::{Patch, Selection, delta};
 use command::{pairs, run, table, tiny, train, write};
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// A patch of every bias, its values decided by `seed`, with 2 to 4 outputs.
-fn random_delta(base: &Base, seed: u64) -> Delta {
+/// A patch of the biases that `spec` selects, its values decided by `seed`, with 2 to 4 outputs.
+fn random_delta(base: &Base, spec: &str, seed: u64) -> Delta {
     let n_outputs = 2 + (seed % 3) as usize;
     let number = |i: usize| {
         let x = (i as u64 + 1).wrapping_mul(seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -31,7 +31,7 @@ fn random_delta(base: &Base, seed: u64) -> Delta {
         bias: (0..n_outputs).map(|i| number(i + 7)).collect(),
         pooler: None,
     };
-    let requests = Selection::new(Method::Bitfit).resolve(base.config(), base.has_pooler()).unwrap();
+    let requests = Selection::parse(spec).unwrap().resolve(base.config(), base.has_pooler()).unwrap();
     let mut values = delta::zeros(&requests, base.parameters(), head);
     for (k, change) in values.changes.values_mut().enumerate() {
         if let Change::Dense(values) = change {
@@ -49,6 +49,10 @@ fn push(batch: &mut Batch, i: u64, group: usize) {
     batch.push(&ids, &types, group, DropoutKey::default(), None);
 }
 
+fn bits(row: &[f32]) -> Vec<u32> {
+    row.iter().map(|x| x.to_bits()).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -61,7 +65,7 @@ proptest! {
     ) {
         let base = Base::from_folder(&tiny()).unwrap();
         let encoder = Encoder::new(&base, Placement { n_threads, precision, ..Placement::default() }).unwrap();
-        let attach = |seed| encoder.attach(&random_delta(&base, seed)).unwrap();
+        let attach = |seed| encoder.attach(&random_delta(&base, "bitfit", seed)).unwrap();
         // The ninth group is the base without a task.
         let tasks: Vec<Option<Task>> = (0..8).map(|seed| Some(attach(seed))).chain([None]).collect();
         let mut rows = rows;
@@ -73,7 +77,34 @@ proptest! {
             let mut alone = Batch::new();
             push(&mut alone, *i, 0);
             let alone = encoder.forward(&Arc::new(alone), &tasks[*group..=*group]).unwrap();
-            let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(row), bits(&alone[0]), "{}: sequence {} of group {}", precision, i, group);
+        }
+    }
+
+    /// Tasks that leave lower layers as the base has them run these once over equal texts: each row still has the bits
+    /// it has alone.
+    #[test]
+    fn shared_layers_change_no_answer(
+        rows in prop::collection::vec((0usize..9, 0u64..6), 2..40),
+        precision in prop::sample::select(vec![PrecisionName::F32, PrecisionName::Bf16, PrecisionName::Int8]),
+    ) {
+        let base = Base::random(Config { num_hidden_layers: 4, initializer_range: 0.2, ..Config::tiny() }, 5);
+        let encoder = Encoder::new(&base, Placement { n_threads: 2, precision, ..Placement::default() }).unwrap();
+        let specs = ["bitfit layers=2..4", "bitfit layers=2..4", "bitfit layers=1..3", "bitfit", "frozen", "frozen"];
+        let specs = specs.into_iter().chain(["bitfit terms=intermediate layers=3..4", "bitfit terms=pooler"]);
+        let attach = |(seed, spec)| Some(encoder.attach(&random_delta(&base, spec, seed)).unwrap());
+        let tasks: Vec<Option<Task>> = (0..).zip(specs).map(attach).chain([None]).collect();
+        let begins: Vec<usize> = tasks.iter().flatten().map(Task::begins).collect();
+        prop_assert_eq!(begins, [2, 2, 1, 0, 4, 4, 3, 4]);
+        let mut rows = rows;
+        rows.sort_by_key(|row| row.0);
+        let mut mixed = Batch::new();
+        rows.iter().for_each(|(group, i)| push(&mut mixed, *i, *group));
+        let together = encoder.forward(&Arc::new(mixed), &tasks).unwrap();
+        for ((group, i), row) in rows.iter().zip(&together) {
+            let mut alone = Batch::new();
+            push(&mut alone, *i, 0);
+            let alone = encoder.forward(&Arc::new(alone), &tasks[*group..=*group]).unwrap();
             prop_assert_eq!(bits(row), bits(&alone[0]), "{}: sequence {} of group {}", precision, i, group);
         }
     }

@@ -261,6 +261,9 @@ pub trait Ops: Device {
     fn firsts(&mut self, x: Self::Stream) -> Self::Stream;
     /// The reverse for a gradient: (S, n) to (T, n), zero elsewhere. A stream of tokens is handed back as it is.
     fn spread(&mut self, d: Self::Stream) -> Self::Stream;
+    /// Goes on over another batch, without dropout: its sequence `s` has the rows of sequence `from[s]` of the batch so
+    /// far, of the same length.
+    fn branch(&mut self, x: Self::Stream, batch: Arc<Batch>, from: &[usize]) -> Self::Stream;
 
     // Products. `linear` goes stream -> act and adds its bias; `product` goes act -> stream, its bias is `add_norm`'s.
 

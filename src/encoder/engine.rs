@@ -2,22 +2,22 @@
 //! any mixture of them.
 
 use std::any::Any;
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 
-use super::layer::{self, Terms};
+use super::in_use::{Attached, BaseBias, InUse};
 use super::network::{Network, check_batch};
 use super::split_logits;
+use super::stages::{self, Stage};
 use super::trainer::{Run, Trainer, Training};
 use crate::base::base::Base;
 use crate::base::config::{Activation as ConfigActivation, Config};
-use crate::base::delta::{Delta, Head};
-use crate::base::parameters::{Role, Term};
+use crate::base::delta::Delta;
+use crate::base::parameters::{Parameter, Role, Term};
 use crate::device::batch::Batch;
 use crate::device::cpu::{Bf16, Cpu, F32, Int8, Precision};
-use crate::device::ops::{Activation, Affine, Arithmetic, Classifier, Dropout, Ops};
+use crate::device::ops::{Activation, Arithmetic, Dropout, Ops};
 use crate::device::{DeviceName, Placement, PrecisionName};
 use crate::error::{Error, Result};
 
@@ -35,6 +35,7 @@ pub struct Task {
     values: Arc<dyn Any + Send + Sync>,
     n_outputs: usize,
     alone: bool,
+    begins: usize,
 }
 
 impl Task {
@@ -46,6 +47,12 @@ impl Task {
     /// Whether the task has weights of its own (`full`, `random`), so that it runs in batches of its own.
     pub fn is_alone(&self) -> bool {
         self.alone
+    }
+
+    /// The lowest layer that is not as the base has it, from 0; the number of layers where the head, or the pooler,
+    /// alone differs. Tasks share what lies below over equal texts of a batch.
+    pub fn begins(&self) -> usize {
+        self.begins
     }
 }
 
@@ -166,6 +173,10 @@ impl Encoder {
         if tasks.len() > 1 && tasks.iter().flatten().any(Task::is_alone) {
             return Err(Error::Usage("a task with weights of its own runs in batches of its own".into()));
         }
+        if !self.base.has_pooler() && tasks.iter().any(Option::is_none) {
+            let id = self.base.id();
+            return Err(Error::Usage(format!("base {id} has no pooler, so it has no output without a task's patch")));
+        }
         check_batch(self.base.config(), batch)
     }
 }
@@ -194,98 +205,12 @@ trait Engine: Send + Sync {
     fn weights_hash(&self) -> String;
 }
 
-/// One bias of the base, on the host: what a batch's rows are gathered from.
-struct BaseBias {
-    name: String,
-    term: Term,
-    layer: Option<usize>,
-    values: Vec<f32>,
-}
-
 /// A base on a device.
 pub(super) struct Runtime<D: Ops> {
     base: Base,
     network: Network<D>,
     biases: Vec<BaseBias>,
     context: Mutex<D>,
-}
-
-/// A task's values for a device.
-struct Attached<D: Ops> {
-    /// Summed with the base's, in the order of [`Runtime::biases`].
-    biases: Vec<Vec<f32>>,
-    head: Head,
-    pooler: Option<Arc<D::Weight>>,
-    /// Where the task has weights of its own.
-    network: Option<Network<D>>,
-}
-
-/// What a pass of some tasks, a group each, reads. Biases are gathered when a layer runs: those of many tasks are never
-/// all there, and what a layer's took serves the next one's.
-struct InUse<'t, D: Ops> {
-    runtime: &'t Runtime<D>,
-    tasks: Vec<Option<&'t Attached<D>>>,
-    network: &'t Network<D>,
-}
-
-impl<D: Ops> InUse<'_, D> {
-    /// A bias of all groups, (G, n).
-    fn bias(&self, d: &D, term: Term, layer: Option<usize>) -> D::Params {
-        let base = self.runtime.biases.iter().position(|b| b.term == term && b.layer == layer);
-        // A checkpoint without a pooler: its bias is each head's own.
-        let zeros = vec![0.0; if base.is_none() { self.runtime.base.config().hidden_size } else { 0 }];
-        let of = self.tasks.iter().map(|task| match (base, *task) {
-            (Some(i), Some(task)) => &task.biases[i][..],
-            (Some(i), None) => &self.runtime.biases[i].values,
-            (None, task) => task.and_then(|task| task.head.pooler.as_ref()).map_or(&zeros[..], |(_, bias)| bias),
-        });
-        d.params(self.tasks.len(), of.collect::<Vec<_>>().concat())
-    }
-
-    /// The last hidden state of first rows (S, H), or of all rows (T, H); `visit` sees each hidden state from the
-    /// embeddings' output on.
-    fn hidden(&self, d: &mut D, first_rows: bool, mut visit: impl FnMut(&mut D, &D::Stream)) -> D::Stream {
-        let beta = self.bias(d, Term::EmbeddingsLayernorm, None);
-        let (mut x, _) = d.embed(self.network.tables(), Affine { gamma: &self.network.gamma, beta: &beta });
-        visit(d, &x);
-        let n = self.network.layers.len();
-        for (l, w) in self.network.layers.iter().enumerate() {
-            let Ok(b) = Terms::try_from_fn(|term| Ok::<_, Infallible>(self.bias(d, term, Some(l))));
-            (x, _) = layer::forward(d, l, w, &b, x, first_rows && l + 1 == n);
-            visit(d, &x);
-        }
-        x
-    }
-
-    /// The pooled output of first rows, (S, H).
-    fn pooled(&self, d: &mut D, first: &D::Stream) -> D::Act {
-        let own = self.tasks.iter().map(|task| task.and_then(|task| task.pooler.as_deref()));
-        let poolers: Vec<&D::Weight> = match own.collect::<Option<_>>() {
-            Some(own) => own,
-            None => self.network.pooler.as_deref().into_iter().collect(),
-        };
-        let bias = self.bias(d, Term::Pooler, None);
-        d.pool(first, &poolers, &bias)
-    }
-
-    /// The classifiers of the groups that have one, padded to the widest; none where no group has.
-    fn classifier(&self, d: &D) -> Option<Classifier<D>> {
-        let (h, groups) = (self.runtime.base.config().hidden_size, self.tasks.len());
-        let widest = self.tasks.iter().flatten().map(|t| t.head.n_outputs).max()?;
-        let padded = |values: fn(&Head) -> &Vec<f32>, n: usize| {
-            let mut all = Vec::with_capacity(groups * n);
-            for (g, task) in self.tasks.iter().enumerate() {
-                task.iter().for_each(|t| all.extend_from_slice(values(&t.head)));
-                all.resize((g + 1) * n, 0.0);
-            }
-            d.params(groups, all)
-        };
-        Some(Classifier {
-            weight: padded(|head| &head.weight, widest * h),
-            bias: padded(|head| &head.bias, widest),
-            n_outputs: self.tasks.iter().map(|t| t.map_or(0, |t| t.head.n_outputs)).collect(),
-        })
-    }
 }
 
 impl<D: Ops> Runtime<D> {
@@ -313,22 +238,14 @@ impl<D: Ops> Runtime<D> {
         Trainer::new(context, &self.base, &self.network, runs, memory_budget)
     }
 
-    fn in_use<'t>(&'t self, tasks: &'t [Option<Task>]) -> Result<InUse<'t, D>> {
-        let attached = |task: &'t Option<Task>| -> Result<Option<&'t Attached<D>>> {
+    fn in_use<'t>(&'t self, tasks: impl IntoIterator<Item = Option<&'t Task>>) -> Result<InUse<'t, D>> {
+        let attached = |task: Option<&'t Task>| -> Result<Option<&'t Attached<D>>> {
             let Some(task) = task else { return Ok(None) };
             let foreign = || Error::Usage("a task was attached to an encoder on another device".into());
             task.values.downcast_ref().map(Some).ok_or_else(foreign)
         };
-        let tasks: Vec<_> = tasks.iter().map(attached).collect::<Result<_>>()?;
-        if !self.base.has_pooler() && tasks.iter().any(Option::is_none) {
-            let id = self.base.id();
-            return Err(Error::Usage(format!("base {id} has no pooler, so it has no output without a task's patch")));
-        }
-        let network = match tasks[..] {
-            [Some(Attached { network: Some(own), .. })] => own,
-            _ => &self.network,
-        };
-        Ok(InUse { runtime: self, tasks, network })
+        let tasks = tasks.into_iter().map(attached).collect::<Result<_>>()?;
+        Ok(InUse::new(&self.base, &self.network, &self.biases, tasks))
     }
 }
 
@@ -366,17 +283,32 @@ impl<D: Ops> Engine for Runtime<D> {
             d.run(|d| own.replace(d, p, values));
         }
         let (n_outputs, alone) = (head.n_outputs, network.is_some());
-        Ok(Task { values: Arc::new(Attached { biases, head, pooler, network }), n_outputs, alone })
+        let changed = |p: &&Parameter| delta.changes.contains_key(&p.name);
+        let begins = self.base.parameters().iter().filter(changed).map(|p| begins(p, config.num_hidden_layers)).min();
+        let begins = begins.unwrap_or(config.num_hidden_layers);
+        Ok(Task { values: Arc::new(Attached { biases, head, pooler, network }), n_outputs, alone, begins })
     }
 
     fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {
-        let mut d = self.context();
-        let in_use = self.in_use(tasks)?;
+        let n_layers = self.base.config().num_hidden_layers;
+        let begins: Vec<usize> = tasks.iter().map(|t| t.as_ref().map_or(n_layers, Task::begins)).collect();
+        let stages = stages::plan(batch, &begins, n_layers);
+        let of_stage = |stage: &Stage| self.in_use(stage.groups.iter().map(|g| g.and_then(|g| tasks[g].as_ref())));
+        let in_use: Vec<InUse<D>> = stages.iter().map(of_stage).collect::<Result<_>>()?;
         let bare = tasks.iter().any(Option::is_none);
+        let mut d = self.context();
         let (logits, pooled) = d.run(|d| {
-            d.begin(batch.clone(), Dropout::NONE);
-            let first = in_use.hidden(d, true, |_, _| ());
-            let pooled = in_use.pooled(d, &first);
+            d.begin(stages[0].batch.clone(), Dropout::NONE);
+            let mut x = in_use[0].embed(d);
+            for (stage, in_use) in stages.iter().zip(&in_use) {
+                if !stage.from.is_empty() {
+                    x = d.branch(x, stage.batch.clone(), &stage.from);
+                }
+                x = in_use.layers(d, stage.layers.clone(), x, true, |_, _| ());
+            }
+            // The last stage is the batch itself.
+            let in_use = &in_use[in_use.len() - 1];
+            let pooled = in_use.pooled(d, &x);
             let logits = in_use.classifier(d).map(|classifier| {
                 let logits = d.classify(&pooled, &classifier);
                 (d.read_rows(&logits), classifier.n_outputs)
@@ -401,11 +333,14 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {
         let mut d = self.context();
-        let in_use = self.in_use(tasks)?;
+        let in_use = self.in_use(tasks.iter().map(Option::as_ref))?;
         let mut states = Vec::new();
         d.run(|d| {
             d.begin(batch.clone(), Dropout::NONE);
-            in_use.hidden(d, false, |d, state| states.push(d.read_stream(state)));
+            let x = in_use.embed(d);
+            states.push(d.read_stream(&x));
+            let layers = 0..self.network.layers.len();
+            in_use.layers(d, layers, x, false, |d, state| states.push(d.read_stream(state)));
         });
         d.finish()?;
         Ok(states)
@@ -413,10 +348,11 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn pooled(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<f32>> {
         let mut d = self.context();
-        let in_use = self.in_use(tasks)?;
+        let in_use = self.in_use(tasks.iter().map(Option::as_ref))?;
         let pooled = d.run(|d| {
             d.begin(batch.clone(), Dropout::NONE);
-            let first = in_use.hidden(d, true, |_, _| ());
+            let x = in_use.embed(d);
+            let first = in_use.layers(d, 0..self.network.layers.len(), x, true, |_, _| ());
             let pooled = in_use.pooled(d, &first);
             d.read_act(&pooled)
         });
@@ -437,6 +373,14 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn weights_hash(&self) -> String {
         self.network.hash(&*self.context())
+    }
+}
+
+/// The lowest layer whose output a change of `p` changes.
+fn begins(p: &Parameter, n_layers: usize) -> usize {
+    match p.role {
+        Role::Bias(Term::Pooler) | Role::Matrix(Term::Pooler) => n_layers,
+        _ => p.layer.unwrap_or(0),
     }
 }
 

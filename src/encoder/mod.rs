@@ -4,9 +4,11 @@
 //! what trains, and [`Encoder`] what the layers above hold: it hides which device is underneath.
 
 mod engine;
+mod in_use;
 pub mod layer;
 pub mod network;
 pub mod pass;
+mod stages;
 pub mod trainer;
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! The trait of ops on the CPU: what is short stands here, the rest in the files beside it.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::activation::{Function, Gelu, GeluTanh, Relu};
@@ -11,7 +14,10 @@ use super::product::strided::{View, Write, product_alone};
 use super::real::{Real, dot};
 use super::weights::{Values, Weight};
 use super::{Act, Cpu, Stream};
-use crate::device::ops::{Activation, AdamW, Affine, Classifier, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want};
+use crate::device::batch::Batch;
+use crate::device::ops::{
+    Activation, AdamW, Affine, Classifier, Device, Dropout, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want,
+};
 
 impl<P: Precision> Cpu<P> {
     /// finish(x W) for rows that are read as they lie.
@@ -184,6 +190,21 @@ impl<P: Precision> Ops for Cpu<P> {
             all.row_mut(row).copy_from_slice(d.row(s));
         }
         all
+    }
+
+    fn branch(&mut self, x: Stream<P>, batch: Arc<Batch>, from: &[usize]) -> Stream<P> {
+        let before = std::mem::replace(&mut self.batch, batch.clone());
+        self.begin(batch, Dropout::NONE);
+        let mut y: Stream<P> = self.mat(x.space, x.cols);
+        for (s, from) in from.iter().enumerate() {
+            let (to, from) = match x.space {
+                Space::Tokens => (self.batch.tokens_of(s), before.tokens_of(*from)),
+                Space::Firsts => (s..s + 1, *from..from + 1),
+            };
+            let of = |rows: Range<usize>| rows.start * x.cols..rows.end * x.cols;
+            y.data[of(to)].copy_from_slice(&x.data[of(from)]);
+        }
+        y
     }
 
     fn linear(&mut self, x: &Stream<P>, w: &Weight<P>, b: &Vectors<P::Real>) -> Act<P> {
