@@ -5,7 +5,7 @@
 //! ([`predict::predict()`]) answers texts with any number of patches in one batch, each to the bit as it would alone.
 //!
 //! Each module is a layer and imports only from those below: [`base`] and [`device`] from none; [`encoder`], [`patch`]
-//! and [`data`] from these; then [`predict`], then [`train`]. Shape letters (T tokens, H hidden, ..) are defined once,
+//! and [`data`] from these; then [`predict`], then [`train`] and, beside it, `serve`. Shape letters (T tokens, H hidden, ..) are defined once,
 //! in [`device::batch`].
 #![deny(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -17,6 +17,8 @@ pub mod encoder;
 mod error;
 pub mod patch;
 pub mod predict;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod train;
 
 pub use error::{Error, Kind, Result};

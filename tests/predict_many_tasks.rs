@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitfit::base::{Base, Config};
 use bitfit::base::delta::{Change, Delta, Head};
+use bitfit::base::{Base, Config};
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::{Encoder, Task};

@@ -2,6 +2,9 @@
 //!
 //! The run needs the default base (`scripts/fetch-base.sh` brings it).
 
+#[path = "common/served.rs"]
+mod served;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -10,6 +13,7 @@ use bitfit::base::{Base, BaseSpec};
 use bitfit::device::Placement;
 use bitfit::encoder::Encoder;
 use bitfit::patch::Patch;
+use served::Served;
 
 /// Each task's name, rows, number of texts, and labels (none for a value).
 const TASKS: [(&str, &str, usize, &[&str]); 3] = [
@@ -142,6 +146,32 @@ fn three_tasks_are_learned_replacing_an_earlier_quickstart_and_nothing_else() {
     let wide = printed.lines().find(|line| line.chars().count() > 80 && !line.contains(env!("CARGO_BIN_EXE_bitfit")));
     assert_eq!(wide, None, "fits a terminal");
     the_commands_it_ends_with_run(&printed, temporary.path());
+    the_server_answers_as_the_command_does(temporary.path());
+}
+
+/// `bitfit serve --patches quickstart`, as the README has it.
+fn the_server_answers_as_the_command_does(folder: &Path) {
+    // What stands beside the tasks is no patch, and is reported when it is asked for, not before.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitfit"));
+    command.current_dir(folder);
+    let server = Served::start(command, "quickstart", &[]);
+    let text = "The lid was cracked when it arrived.";
+    for (task, _, n_texts, _) in TASKS {
+        let second = (n_texts == 2).then_some("What was wrong with it?");
+        let patch = format!("quickstart/{task}/patch.safetensors");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bitfit"));
+        command.current_dir(folder).args(["predict", "--patch", &patch, "--text", text, "--json"]);
+        command.args(second.iter().flat_map(|second| ["--text-pair", second]));
+        let output = command.output().unwrap();
+        let expected: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut input = serde_json::json!({"text": text});
+        if let Some(second) = second {
+            input["text_pair"] = second.into();
+        }
+        let body = serde_json::json!({"inputs": [input]}).to_string();
+        let found = server.ask("POST", &format!("/v1/tasks/{task}/predict"), body).ok().json();
+        assert_eq!(found, expected["results"][0]);
+    }
 }
 
 /// As a user would: copied into a shell, in the folder where quickstart ran.

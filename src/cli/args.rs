@@ -75,15 +75,10 @@ impl DeviceArgs {
     }
 }
 
-/// Bytes out of `500MB`, `1.5GB` or a plain number; units are of a thousand.
-pub fn parse_size(text: &str) -> bitfit::Result<usize> {
-    let refuse = || {
-        bitfit::Error::setting(
-            "--memory-budget",
-            "a number of B, KB, MB or GB, as 500MB or 1.5GB",
-            format_args!("`{text}`"),
-        )
-    };
+/// Bytes out of a flag's `500MB`, `1.5GB` or plain number; units are of a thousand.
+pub fn parse_size(flag: &str, text: &str) -> bitfit::Result<usize> {
+    let refuse =
+        || bitfit::Error::setting(flag, "a number of B, KB, MB or GB, as 500MB or 1.5GB", format_args!("`{text}`"));
     let units = [("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1.0)];
     let upper = text.trim().to_ascii_uppercase();
     let unit = units.iter().find_map(|(unit, bytes)| Some((upper.strip_suffix(unit)?, *bytes)));

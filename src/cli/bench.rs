@@ -254,7 +254,7 @@ impl Args {
             let expected = format!("at least {MIN_LENGTH} for a step that trains");
             return Err(Error::setting("--length", expected, self.length));
         }
-        self.memory_budget.as_deref().map(parse_size).transpose()?;
+        self.memory_budget.as_deref().map(|text| parse_size("--memory-budget", text)).transpose()?;
         let method: Method = self.method.parse().map_err(|_| {
             Error::setting("--method", "bitfit, full, frozen, random or forward", format_args!("`{}`", self.method))
         })?;
@@ -322,7 +322,8 @@ impl Args {
             runs.push(start(base, &config.selection, 2, config.seed)?);
             progress.push(Progress::new(&config, sequences[rows(g)].to_vec(), 0)?);
         }
-        let memory_budget = self.memory_budget.as_deref().map(parse_size).transpose()?;
+        let memory_budget =
+            self.memory_budget.as_deref().map(|text| parse_size("--memory-budget", text)).transpose()?;
         let mut trainer = encoder.trainer_within(&runs, memory_budget)?;
         Ok(Box::new(move || step(&mut *trainer, &mut progress).map(drop)))
     }

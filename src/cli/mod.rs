@@ -11,6 +11,8 @@ mod patch;
 mod predict;
 mod progress;
 mod quickstart;
+#[cfg(feature = "serve")]
+mod serve;
 mod train;
 
 use std::process::ExitCode;
@@ -38,6 +40,9 @@ enum Command {
     Predict(predict::Args),
     /// Look into a patch file, check it, take it out of a run, or merge it into a whole model
     Patch(patch::Args),
+    /// Serve every task over HTTP, from one base
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Args>),
     /// Measure a training step or a forward pass: time and memory
     Bench(bench::Args),
 }
@@ -51,6 +56,8 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
             Command::Patch(args) => patch::run(args),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => serve::run(*args),
             Command::Bench(args) => bench::run(args),
         }
     }

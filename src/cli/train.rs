@@ -185,7 +185,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = stop_on_ctrl_c()?;
     let options = args.settings.options()?;
     args.device.check_training()?;
-    let memory_budget = args.memory_budget.as_deref().map(parse_size).transpose()?;
+    let memory_budget = args.memory_budget.as_deref().map(|text| parse_size("--memory-budget", text)).transpose()?;
     let source = args.source()?;
     let base = args.base.load()?;
     let config = options.check(&base)?;

@@ -36,6 +36,7 @@ pub struct Task {
     n_outputs: usize,
     alone: bool,
     begins: usize,
+    size_bytes: usize,
 }
 
 impl Task {
@@ -53,6 +54,11 @@ impl Task {
     /// alone differs. Tasks share what lies below over equal texts of a batch.
     pub fn begins(&self) -> usize {
         self.begins
+    }
+
+    /// What it takes in memory beside the base: its biases and head; the whole model's where it has weights of its own.
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
     }
 }
 
@@ -251,8 +257,8 @@ impl<D: Ops> Runtime<D> {
 
 impl<D: Ops> Engine for Runtime<D> {
     fn attach(&self, delta: &Delta) -> Result<Task> {
-        // A context of its own: a forward that runs elsewhere is not waited for, and packing has this device's threads.
-        let mut d = self.context().fork();
+        // A context of its own for what has to be laid out, and only then: biases wait for no forward that runs.
+        let mut own_context = None;
         let config = self.base.config();
         let h = config.hidden_size;
         let head = delta.head.clone();
@@ -263,6 +269,7 @@ impl<D: Ops> Engine for Runtime<D> {
             (false, Some((weight, bias))) => {
                 check_len("pooler.dense.weight", h * h, weight.len())?;
                 check_len("pooler.dense.bias", h, bias.len())?;
+                let d = own_context.get_or_insert_with(|| self.context().fork());
                 Some(Arc::new(d.run(|d| d.weight(h, h, weight.clone()))))
             }
             (true, Some(_)) => return Err(Error::setting("head", "no pooler: the base has one to share", "a pooler")),
@@ -280,13 +287,19 @@ impl<D: Ops> Engine for Runtime<D> {
             let mut values = self.base.tensor(name)?;
             change.add_to(name, &mut values)?;
             let own = network.get_or_insert_with(|| self.network.clone());
-            d.run(|d| own.replace(d, p, values));
+            own_context.get_or_insert_with(|| self.context().fork()).run(|d| own.replace(d, p, values));
         }
         let (n_outputs, alone) = (head.n_outputs, network.is_some());
         let changed = |p: &&Parameter| delta.changes.contains_key(&p.name);
         let begins = self.base.parameters().iter().filter(changed).map(|p| begins(p, config.num_hidden_layers)).min();
         let begins = begins.unwrap_or(config.num_hidden_layers);
-        Ok(Task { values: Arc::new(Attached { biases, head, pooler, network }), n_outputs, alone, begins })
+        let of_head =
+            head.weight.len() + head.bias.len() + head.pooler.as_ref().map_or(0, |(w, b)| 2 * w.len() + b.len());
+        let of_network =
+            if alone { self.base.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum() } else { 0 };
+        let n_values = biases.iter().map(Vec::len).sum::<usize>() + of_head + of_network;
+        let values = Arc::new(Attached { biases, head, pooler, network });
+        Ok(Task { values, n_outputs, alone, begins, size_bytes: n_values * size_of::<f32>() })
     }
 
     fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>> {

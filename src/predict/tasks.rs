@@ -18,6 +18,7 @@ use crate::patch::{Metadata, Patch};
 /// stays: its values live in the encoder's task, and a thousand tasks do not hold theirs twice.
 #[derive(Clone)]
 pub struct TaskPatch {
+    name: Arc<str>,
     metadata: Arc<Metadata>,
     task: Task,
 }
@@ -40,12 +41,18 @@ impl TaskPatch {
     pub fn attach(patch: Patch, encoder: &Encoder) -> Result<Self> {
         patch.check_base(encoder.base())?;
         let task = encoder.attach(patch.delta())?;
-        Ok(TaskPatch { metadata: Arc::new(patch.metadata().clone()), task })
+        let metadata = patch.metadata().clone();
+        Ok(TaskPatch { name: metadata.task.as_str().into(), metadata: Arc::new(metadata), task })
     }
 
-    /// The task's name.
+    /// The same under another name, as a store of patches gives its own.
+    pub fn named(self, name: &str) -> Self {
+        TaskPatch { name: name.into(), ..self }
+    }
+
+    /// The name that answers and errors carry: the patch's own, unless [`TaskPatch::named`] gave another.
     pub fn name(&self) -> &str {
-        &self.metadata.task
+        &self.name
     }
 
     /// What the patch says of itself.
@@ -57,6 +64,45 @@ impl TaskPatch {
     pub fn content_hash(&self) -> &str {
         &self.metadata.content_hash
     }
+
+    /// Its values, as the encoder holds them.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// Whether an input, the `i`th of a call from 0, is one that this task can answer.
+    ///
+    /// # Errors
+    ///
+    /// A task of two texts that is given one, or the reverse.
+    pub fn check(&self, input: &Input, i: usize) -> Result<()> {
+        let texts = if input.text_pair.is_some() { Texts::Two } else { Texts::One };
+        if self.metadata.texts != texts {
+            let (wants, has) = (self.metadata.texts.count(), texts.count());
+            let what = format!("texts of input {} for task {}", i + 1, self.name());
+            return Err(Error::setting(what, format!("{wants}, as it was trained"), has));
+        }
+        Ok(())
+    }
+
+    /// What logits say, computed in `precision` for the `i`th input of a call, from 0.
+    ///
+    /// # Errors
+    ///
+    /// Where one is not finite.
+    pub fn prediction(&self, logits: &[f32], precision: PrecisionName, i: usize) -> Result<Prediction> {
+        if logits.iter().all(|z| z.is_finite()) {
+            return Ok(from_logits(&self.metadata.problem, logits));
+        }
+        let advice = match precision {
+            PrecisionName::F32 => "the patch's values are too large for this base; leave it out, or train it anew",
+            _ => "the patch's values may be too large for this precision; try --precision f32, or leave it out",
+        };
+        let (name, hash, input) = (self.name(), &self.content_hash()[..8], i + 1);
+        Err(Error::Device(format!(
+            "{name} (patch {hash}) gives an output that is not finite for input {input}: {advice}"
+        )))
+    }
 }
 
 /// A text, or a pair of texts, to be answered.
@@ -66,6 +112,21 @@ pub struct Input {
     pub text: String,
     /// The second text.
     pub text_pair: Option<String>,
+}
+
+impl Input {
+    /// Whether there are words in it; it is the `i`th of a call, from 0.
+    ///
+    /// # Errors
+    ///
+    /// Where a text is empty or of white space alone.
+    pub fn check(&self, i: usize) -> Result<()> {
+        let blank = |text: &str| text.trim().is_empty();
+        if blank(&self.text) || self.text_pair.as_deref().is_some_and(blank) {
+            return Err(Error::setting(format!("text of input {}", i + 1), "words", "none"));
+        }
+        Ok(())
+    }
 }
 
 /// The answers to a call.
@@ -86,7 +147,8 @@ pub struct Predictions {
 /// device report; an output that is not finite.
 pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Result<Predictions> {
     for (i, input) in inputs.iter().enumerate() {
-        check(tasks, input, i)?;
+        input.check(i)?;
+        tasks.iter().try_for_each(|task| task.check(input, i))?;
     }
     let tokenizer = encoder.base().tokenizer()?;
     // Texts are tokenised once a maximum length, not once a task.
@@ -129,37 +191,10 @@ pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Resu
 
     let mut of_tasks = Vec::with_capacity(tasks.len());
     for (task, logits) in tasks.iter().zip(&logits) {
-        if let Some(i) = logits.iter().position(|z| z.iter().any(|z| !z.is_finite())) {
-            return Err(not_finite(encoder, task, i));
-        }
-        of_tasks.push(logits.iter().map(|z| from_logits(&task.metadata().problem, z)).collect());
+        let precision = encoder.precision();
+        let of_task = logits.iter().enumerate().map(|(i, z)| task.prediction(z, precision, i));
+        of_tasks.push(of_task.collect::<Result<_>>()?);
     }
     let truncated = tasks.iter().map(|t| of_task(t).iter().filter(|e| e.truncated).count()).collect();
     Ok(Predictions { of_tasks, truncated })
-}
-
-/// What is wrong where an answer is no number.
-fn not_finite(encoder: &Encoder, task: &TaskPatch, input: usize) -> Error {
-    let (name, hash) = (task.name(), &task.content_hash()[..8]);
-    let advice = match encoder.precision() {
-        PrecisionName::F32 => "the patch's values are too large for this base; leave it out, or train it anew",
-        _ => "the patch's values may be too large for this precision; try --precision f32, or leave it out",
-    };
-    let input = input + 1;
-    Error::Device(format!("{name} (patch {hash}) gives an output that is not finite for input {input}: {advice}"))
-}
-
-/// Whether an input is one that every task can answer.
-fn check(tasks: &[TaskPatch], input: &Input, i: usize) -> Result<()> {
-    let texts = if input.text_pair.is_some() { Texts::Two } else { Texts::One };
-    if let Some(task) = tasks.iter().find(|task| task.metadata().texts != texts) {
-        let (wants, has) = (task.metadata().texts.count(), texts.count());
-        let what = format!("texts of an input for task {}", task.name());
-        return Err(Error::setting(what, format!("{wants}, as it was trained"), has));
-    }
-    let blank = |text: &str| text.trim().is_empty();
-    if blank(&input.text) || input.text_pair.as_deref().is_some_and(blank) {
-        return Err(Error::setting(format!("text of input {}", i + 1), "words", "none"));
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-use super::{Breach, EDGE, EDGE_CRATES, LAYERS, ROOTS, layer_of, line, module_of, parse};
+use super::{Breach, LAYERS, OWNED_CRATES, ROOTS, layer_of, line, module_of, parse};
 
 /// What `lib.rs` gives a shorter name at the crate's root, and where each stands: `Error` is `error::Error`.
 pub type RootNames = BTreeMap<String, Vec<String>>;
@@ -102,8 +102,9 @@ impl Imports<'_> {
         let Some((first, line)) = path.first().map(|(name, line)| (name.as_str(), *line)) else { return };
         let written = path.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join("::");
         let layer = layer_of(self.file);
-        if EDGE_CRATES.contains(&first) && !EDGE.contains(&layer) {
-            return self.breach(line, format!("{written}: only {} know the crate `{first}`", EDGE.join(" and ")));
+        let owners = OWNED_CRATES.iter().find(|(name, _)| *name == first).map(|(_, owners)| *owners);
+        if let Some(owners) = owners.filter(|owners| !owners.contains(&layer)) {
+            return self.breach(line, format!("{written}: only {} know the crate `{first}`", owners.join(" and ")));
         }
         if ROOTS.contains(&layer) || !is_root_word(first) || (path.len() == 1 && !import) {
             return;
@@ -165,7 +166,7 @@ impl Imports<'_> {
                 TokenTree::Ident(ident) if colons(at + 1) => {
                     let continues = at >= 3 && colons(at - 2) && matches!(tokens[at - 3], TokenTree::Ident(_));
                     let name = ident.to_string();
-                    if !continues && (is_root_word(&name) || EDGE_CRATES.contains(&name.as_str())) {
+                    if !continues && (is_root_word(&name) || OWNED_CRATES.iter().any(|(owned, _)| *owned == name)) {
                         let (imports, end) = path_in(&tokens, at);
                         imports.iter().for_each(|import| self.import(import));
                         at = end;

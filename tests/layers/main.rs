@@ -33,15 +33,27 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("data", &["base", "device::batch"]),
     ("predict", &["device", "base", "encoder", "patch", "data"]),
     ("train", &["device", "base", "encoder", "patch", "data", "predict"]),
-    ("cli", &["device", "base", "encoder", "patch", "data", "predict", "train"]),
+    ("serve", &["device", "base", "encoder", "patch", "predict"]),
+    ("cli", &["device", "base", "encoder", "patch", "data", "predict", "train", "serve"]),
 ];
 
 /// The roots of library and command: they declare the layers, re-export from them and start them.
 const ROOTS: &[&str] = &["lib", "main"];
 
-/// Crates that belong to the command line, not to a library: only these files and layers know them.
-const EDGE_CRATES: &[&str] = &["clap", "anyhow", "indicatif"];
+/// Crates with the files and layers that alone know them: the command line's, the server's.
+const OWNED_CRATES: &[(&str, &[&str])] = &[
+    ("clap", EDGE),
+    ("anyhow", EDGE),
+    ("indicatif", EDGE),
+    ("axum", SERVER),
+    ("hyper", SERVER),
+    ("hyper_util", SERVER),
+    ("object_store", SERVER),
+    ("tower_http", SERVER),
+    ("utoipa", SERVER),
+];
 const EDGE: &[&str] = &["cli", "main"];
+const SERVER: &[&str] = &["serve"];
 
 /// Below `cli` nothing prints: a layer reports through a callback, a result or an error.
 const PRINTING_MACROS: &[&str] = &["println", "eprintln", "print", "eprint", "dbg"];

@@ -54,7 +54,7 @@ fn an_inline_path_is_found_wherever_it_stands() {
 
 #[test]
 fn an_unknown_part_of_the_crate_is_found() {
-    found("predict/json.rs", "fn f() { crate::serve::start(); }", "`serve` is no layer");
+    found("predict/json.rs", "fn f() { crate::tune::start(); }", "`tune` is no layer");
 }
 
 #[test]

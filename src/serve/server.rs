@@ -1,0 +1,238 @@
+//! The server itself: state, router, connections, and an end that loses nothing.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use super::answering::Answering;
+use super::batcher::Batcher;
+use super::keys::{Keys, Role};
+use super::options::Options;
+use super::problem::Problem;
+use super::registry::Registry;
+use super::store::Store;
+use super::{exposition, inference_protocol, page, routes, tei};
+use crate::encoder::Encoder;
+use crate::error::{Error, Result};
+
+/// How long a client may take to send a request's head, and how long a connection may lie idle.
+const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What handlers share. Clones are the same.
+#[derive(Clone)]
+pub(super) struct App(Arc<Shared>);
+
+struct Shared {
+    answering: Answering,
+    keys: Option<Keys>,
+    is_draining: AtomicBool,
+    began: Instant,
+}
+
+impl App {
+    pub(super) fn answering(&self) -> &Answering {
+        &self.0.answering
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.0.answering.options
+    }
+
+    pub(super) fn uptime_s(&self) -> f64 {
+        self.0.began.elapsed().as_secs_f64()
+    }
+
+    /// Whether a request's key allows what it asks; always where the server knows no keys.
+    pub(super) fn check_key(&self, headers: &HeaderMap, needed: Role) -> Result<(), Problem> {
+        self.0.keys.as_ref().map_or(Ok(()), |keys| keys.check(headers, needed))
+    }
+
+    /// Whether new requests should come here.
+    pub(super) fn ready(&self) -> Result<(), Problem> {
+        if self.0.is_draining.load(Ordering::Relaxed) { Err(Problem::draining()) } else { Ok(()) }
+    }
+}
+
+/// A server that listens, and is ready once [`Server::start`] gives it.
+pub struct Server {
+    app: App,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Listens at `address`, opens the store's list and loads what is pinned. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Settings out of range, an address that cannot be had, a store that does not answer, a key file that is wrong, a
+    /// pinned task that does not load.
+    pub async fn start(encoder: Encoder, store: Store, address: &str, options: Options) -> Result<Server> {
+        options.check()?;
+        exposition::start()?;
+        let keys = options.api_keys.as_deref().map(Keys::load).transpose()?;
+        let listener = TcpListener::bind(address).await.map_err(Error::io("listen at", address))?;
+        let address = listener.local_addr().map_err(Error::io("listen at", address))?;
+        let registry = Arc::new(Registry::new(store, encoder.clone(), options.patch_memory, &options.pins));
+        registry.start(options.preload).await?;
+        let batcher = Batcher::start(encoder.clone(), options.queue, options.batch_tokens)?;
+        let answering = Answering { encoder, registry, batcher, options };
+        let is_draining = AtomicBool::new(false);
+        let app = App(Arc::new(Shared { answering, keys, is_draining, began: Instant::now() }));
+        Ok(Server { app, listener, address })
+    }
+
+    /// Where it listens: the port that was given out where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The tasks that the store has, by name.
+    pub fn tasks(&self) -> Vec<String> {
+        self.app.answering().registry.list().iter().map(|listed| listed.task.to_string()).collect()
+    }
+
+    /// Serves until `stop`, then answers what was accepted and ends; past `Options::drain` it ends without.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Server { app, listener, .. } = self;
+        let router = router(app.clone());
+        let poll = tokio::spawn(poll(app.clone()));
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+        let graceful = GracefulShutdown::new();
+        let places = Arc::new(tokio::sync::Semaphore::new(app.options().max_connections));
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let accepted = async {
+                // A place first: what is not accepted waits in the listener's own queue.
+                let place = places.clone().acquire_owned().await;
+                (place, listener.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                accepted = accepted => accepted,
+                () = &mut stop => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, or a client that went away at once: others still want in.
+                    tracing::warn!(%error, "a connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            };
+            stream.set_nodelay(true).ok();
+            let service = TowerToHyperService::new(router.clone());
+            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a connection ended");
+                }
+                drop(place);
+            });
+        }
+        app.0.is_draining.store(true, Ordering::Relaxed);
+        tracing::info!("stopping: accepted requests are still answered");
+        drop(listener);
+        poll.abort();
+        if tokio::time::timeout(app.options().drain, graceful.shutdown()).await.is_err() {
+            tracing::warn!("some connections did not end in time");
+        }
+        let closing = app.clone();
+        tokio::task::spawn_blocking(move || closing.answering().batcher.close()).await.ok();
+    }
+}
+
+/// Looks at the store every so often.
+async fn poll(app: App) {
+    let every = app.options().poll;
+    if every.is_zero() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(every).await;
+        app.answering().registry.poll().await;
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "bitfit",
+    description = "Every task from one base. The Open Inference Protocol is served at /v2, metrics at /metrics."
+))]
+struct Document;
+
+/// Every route over a state: a function from requests to responses, with or without a socket.
+fn router(app: App) -> axum::Router {
+    let (router, mut document) =
+        OpenApiRouter::with_openapi(Document::openapi()).merge(routes::router()).merge(tei::router()).split_for_parts();
+    document.info.version = env!("CARGO_PKG_VERSION").into();
+    let document = document.to_json().unwrap_or_default();
+    router
+        .merge(inference_protocol::router())
+        .merge(page::router())
+        .route("/metrics", get(exposition::metrics))
+        .route("/openapi.json", get(move || async { page::json(document) }))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(CatchPanicLayer::custom(|_| Problem::internal("a handler has panicked").into_response()))
+        .layer(middleware::from_fn(observed))
+        .with_state(app)
+}
+
+async fn no_such_route() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "unknown_route", "there is no such route; GET /docs lists them")
+}
+
+async fn no_such_method() -> Problem {
+    let message = "this route does not take this method; GET /docs lists what it takes";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "unknown_method", message)
+}
+
+/// Gives each request an id, a line in the log and its time in the metrics.
+async fn observed(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let began = Instant::now();
+    let given = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned();
+    let id = given.unwrap_or_else(|| {
+        // Unique among replicas by their start and process.
+        static START: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+        let start = START.get_or_init(|| {
+            let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            since.as_nanos() as u64 ^ (u64::from(std::process::id()) << 40)
+        });
+        let text = format!("{start:016x}-{:x}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("none"))
+    });
+    // The route, not the path: what clients send must not make new series.
+    let route = matched.as_ref().map_or("none", MatchedPath::as_str).to_string();
+    let span = tracing::info_span!("request", id = id.to_str().unwrap_or(""), method = %request.method(), route);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let (status, seconds) = (response.status(), began.elapsed().as_secs_f64());
+    metrics::histogram!("bitfit_request_seconds", "route" => route, "status" => status.as_u16().to_string())
+        .record(seconds);
+    span.in_scope(|| match status.is_server_error() {
+        true => tracing::warn!(status = status.as_u16(), seconds, "answered"),
+        false => tracing::info!(status = status.as_u16(), seconds, "answered"),
+    });
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
