@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
     let inputs = [Input { text: text.clone(), text_pair: None }];
     let predictions = predict(&encoder, &tasks, &inputs)?;
     for (task, answers) in tasks.iter().zip(&predictions.of_tasks) {
-        match (&task.patch().metadata().problem, &answers[0]) {
+        match (&task.metadata().problem, &answers[0]) {
             (Problem::Classes(labels), Prediction::Class { class, scores }) => {
                 println!("{}: {} ({:.3})", task.name(), labels[*class], scores[*class]);
             }

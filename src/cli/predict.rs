@@ -81,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(output) => aside(output, write)?,
     }
     for (task, truncated) in tasks.iter().zip(truncated).filter(|(_, truncated)| *truncated > 0) {
-        let (name, most) = (task.name(), task.patch().metadata().max_length);
+        let (name, most) = (task.name(), task.metadata().max_length);
         eprintln!("{name}: {truncated} of the texts were longer than {most} tokens and were cut");
     }
     Ok(())
@@ -122,7 +122,7 @@ impl Args {
         let names = names(tasks);
         let widest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
         for ((name, task), predictions) in names.iter().zip(tasks).zip(&found.of_tasks) {
-            let cells = predictions.iter().flat_map(|p| cells(&task.patch().metadata().problem, p));
+            let cells = predictions.iter().flat_map(|p| cells(&task.metadata().problem, p));
             out.line(&format!("{name:widest$}  {}", cells.collect::<Vec<_>>().join("  ")))?;
         }
         Ok(())
@@ -136,7 +136,7 @@ impl Args {
         truncated: &mut [usize],
         out: &mut Output,
     ) -> Result<()> {
-        let pairs = tasks.iter().all(|task| task.patch().metadata().texts == Texts::Two);
+        let pairs = tasks.iter().all(|task| task.metadata().texts == Texts::Two);
         let default_pair = pairs.then(|| "text_pair".to_string());
         let columns = Columns {
             text: self.columns.text_column.clone().unwrap_or_else(|| "text".into()),
@@ -171,7 +171,7 @@ fn count(truncated: &mut [usize], found: &Predictions) {
 fn names(tasks: &[TaskPatch]) -> Vec<String> {
     let shared = |name: &str| tasks.iter().filter(|task| task.name() == name).count() > 1;
     let of = |task: &TaskPatch| match shared(task.name()) {
-        true => format!("{}@{}", task.name(), &task.patch().content_hash()[..8]),
+        true => format!("{}@{}", task.name(), &task.content_hash()[..8]),
         false => task.name().to_string(),
     };
     tasks.iter().map(of).collect()
@@ -201,7 +201,7 @@ impl RowWriter {
     /// Refuses names that would stand twice in a row.
     fn new(tasks: &[TaskPatch], rows: &Rows) -> Result<Self> {
         let names = names(tasks);
-        let problems: Vec<Problem> = tasks.iter().map(|task| task.patch().metadata().problem.clone()).collect();
+        let problems: Vec<Problem> = tasks.iter().map(|task| task.metadata().problem.clone()).collect();
         let added = names.iter().zip(&problems).flat_map(|(name, problem)| match problem {
             Problem::Classes(_) => vec![format!("{name}.label"), format!("{name}.score")],
             Problem::Value => vec![format!("{name}.value")],

@@ -31,9 +31,9 @@ pub fn prediction(problem: &Problem, prediction: &Prediction) -> Value {
 
 /// One task's answers.
 pub fn task(task: &TaskPatch, predictions: &[Prediction]) -> Value {
-    let problem = &task.patch().metadata().problem;
+    let problem = &task.metadata().problem;
     let predictions: Vec<Value> = predictions.iter().map(|p| prediction(problem, p)).collect();
-    json!({"task": task.name(), "patch": task.patch().content_hash(), "predictions": predictions})
+    json!({"task": task.name(), "patch": task.content_hash(), "predictions": predictions})
 }
 
 /// Many tasks' answers, in the order of the tasks.

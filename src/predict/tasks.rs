@@ -14,10 +14,11 @@ use crate::encoder::{Encoder, Task};
 use crate::error::{Error, Result};
 use crate::patch::{Metadata, Patch};
 
-/// A patch, checked against the base and attached to its encoder.
+/// A patch, checked against the base and attached to its encoder. Of the patch itself only what names and describes it
+/// stays: its values live in the encoder's task, and a thousand tasks do not hold theirs twice.
 #[derive(Clone)]
 pub struct TaskPatch {
-    patch: Arc<Patch>,
+    metadata: Arc<Metadata>,
     task: Task,
 }
 
@@ -39,21 +40,22 @@ impl TaskPatch {
     pub fn attach(patch: Patch, encoder: &Encoder) -> Result<Self> {
         patch.check_base(encoder.base())?;
         let task = encoder.attach(patch.delta())?;
-        Ok(TaskPatch { patch: Arc::new(patch), task })
+        Ok(TaskPatch { metadata: Arc::new(patch.metadata().clone()), task })
     }
 
     /// The task's name.
     pub fn name(&self) -> &str {
-        &self.patch.metadata().task
+        &self.metadata.task
     }
 
-    /// The patch.
-    pub fn patch(&self) -> &Patch {
-        &self.patch
+    /// What the patch says of itself.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
-    fn metadata(&self) -> &Metadata {
-        self.patch.metadata()
+    /// The patch's identity: SHA-256 over its metadata, tensor table and data, in hexadecimal.
+    pub fn content_hash(&self) -> &str {
+        &self.metadata.content_hash
     }
 }
 
@@ -138,7 +140,7 @@ pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Resu
 
 /// What is wrong where an answer is no number.
 fn not_finite(encoder: &Encoder, task: &TaskPatch, input: usize) -> Error {
-    let (name, hash) = (task.name(), &task.patch.content_hash()[..8]);
+    let (name, hash) = (task.name(), &task.content_hash()[..8]);
     let advice = match encoder.precision() {
         PrecisionName::F32 => "the patch's values are too large for this base; leave it out, or train it anew",
         _ => "the patch's values may be too large for this precision; try --precision f32, or leave it out",
