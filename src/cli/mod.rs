@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod data;
 mod eval;
 mod output;
 mod patch;
@@ -38,6 +39,8 @@ enum Command {
     Predict(predict::Args),
     /// Look into a patch file, check it, take it out of a run, or merge it into a whole model
     Patch(patch::Args),
+    /// Bring GLUE's files from the hub
+    Data(data::Args),
     /// Measure a training step or a forward pass: time and memory
     Bench(bench::Args),
 }
@@ -51,6 +54,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             Command::Predict(args) => predict::run(args),
             Command::Patch(args) => patch::run(args),
+            Command::Data(args) => data::run(args),
             Command::Bench(args) => bench::run(args),
         }
     }

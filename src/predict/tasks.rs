@@ -85,8 +85,18 @@ pub struct Predictions {
 /// A task of two texts that is given one, or the reverse, and a blank text: nothing is answered then. What tokenizer and
 /// device report; an output that is not finite.
 pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Result<Predictions> {
+    predict_named(encoder, tasks, inputs, &|i| format!("input {}", i + 1))
+}
+
+/// [`predict`] of inputs that have names in an error.
+pub(super) fn predict_named(
+    encoder: &Encoder,
+    tasks: &[TaskPatch],
+    inputs: &[Input],
+    name: &dyn Fn(usize) -> String,
+) -> Result<Predictions> {
     for (i, input) in inputs.iter().enumerate() {
-        check(tasks, input, i)?;
+        check(tasks, input, || name(i))?;
     }
     let tokenizer = encoder.base().tokenizer()?;
     // Texts are tokenised once a maximum length, not once a task.
@@ -130,7 +140,7 @@ pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Resu
     let mut of_tasks = Vec::with_capacity(tasks.len());
     for (task, logits) in tasks.iter().zip(&logits) {
         if let Some(i) = logits.iter().position(|z| z.iter().any(|z| !z.is_finite())) {
-            return Err(not_finite(encoder, task, i));
+            return Err(not_finite(encoder, task, &name(i)));
         }
         of_tasks.push(logits.iter().map(|z| from_logits(&task.metadata().problem, z)).collect());
     }
@@ -139,18 +149,17 @@ pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Resu
 }
 
 /// What is wrong where an answer is no number.
-fn not_finite(encoder: &Encoder, task: &TaskPatch, input: usize) -> Error {
+fn not_finite(encoder: &Encoder, task: &TaskPatch, input: &str) -> Error {
     let (name, hash) = (task.name(), &task.content_hash()[..8]);
     let advice = match encoder.precision() {
         PrecisionName::F32 => "the patch's values are too large for this base; leave it out, or train it anew",
         _ => "the patch's values may be too large for this precision; try --precision f32, or leave it out",
     };
-    let input = input + 1;
-    Error::Device(format!("{name} (patch {hash}) gives an output that is not finite for input {input}: {advice}"))
+    Error::Device(format!("{name} (patch {hash}) gives an output that is not finite for {input}: {advice}"))
 }
 
 /// Whether an input is one that every task can answer.
-fn check(tasks: &[TaskPatch], input: &Input, i: usize) -> Result<()> {
+fn check(tasks: &[TaskPatch], input: &Input, name: impl Fn() -> String) -> Result<()> {
     let texts = if input.text_pair.is_some() { Texts::Two } else { Texts::One };
     if let Some(task) = tasks.iter().find(|task| task.metadata().texts != texts) {
         let (wants, has) = (task.metadata().texts.count(), texts.count());
@@ -159,7 +168,7 @@ fn check(tasks: &[TaskPatch], input: &Input, i: usize) -> Result<()> {
     }
     let blank = |text: &str| text.trim().is_empty();
     if blank(&input.text) || input.text_pair.as_deref().is_some_and(blank) {
-        return Err(Error::setting(format!("text of input {}", i + 1), "words", "none"));
+        return Err(Error::setting(format!("text of {}", name()), "words", "none"));
     }
     Ok(())
 }
