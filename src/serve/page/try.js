@@ -125,6 +125,8 @@ async function ask(event) {
     const body = JSON.stringify({ tasks: names, inputs: [input] });
     const { results } = await call("/v1/predict", { method: "POST", body });
     $("answers").replaceChildren(...results.map(answer));
+    // Those that were asked are live now.
+    loadTasks();
     say(results.length + (results.length === 1 ? " task in " : " tasks in ") + number(performance.now() - began) + " ms");
   } catch (error) {
     if (error.status === 401) $("key-box").open = true;
