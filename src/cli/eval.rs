@@ -29,7 +29,7 @@ pub struct Args {
     /// The split of --data: train, dev, dev_mismatched [default: dev]
     #[arg(long, value_name = "SPLIT", requires = "data")]
     split: Option<String>,
-    /// A table of your own: .csv, .tsv or .jsonl
+    /// A table of your own: .csv, .tsv, .jsonl or .parquet
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     #[command(flatten)]

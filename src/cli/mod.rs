@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod data;
 mod eval;
 mod output;
 mod patch;
@@ -43,6 +44,8 @@ enum Command {
     /// Serve every task over HTTP, from one base
     #[cfg(feature = "serve")]
     Serve(Box<serve::Args>),
+    /// Bring GLUE's files from the hub
+    Data(data::Args),
     /// Measure a training step or a forward pass: time and memory
     Bench(bench::Args),
 }
@@ -58,6 +61,7 @@ impl Cli {
             Command::Patch(args) => patch::run(args),
             #[cfg(feature = "serve")]
             Command::Serve(args) => serve::run(*args),
+            Command::Data(args) => data::run(args),
             Command::Bench(args) => bench::run(args),
         }
     }

@@ -1,22 +1,22 @@
 //! `bitfit predict`: texts through one task or many, over one base.
-//!
-//! Rows stream: they are read, answered and written some hundreds at a time, so that a file may be larger than memory.
 
-use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
-use bitfit::base::problem::{Problem, Texts};
-use bitfit::data::{Columns, Fields, Format, Row, Rows};
+use bitfit::base::problem::Texts;
+use bitfit::data::{Columns, Format, Shard};
+use bitfit::encoder::Encoder;
 use bitfit::patch::write_aside;
-use bitfit::predict::{Input, Prediction, Predictions, TaskPatch, json, predict};
+use bitfit::predict::{
+    Existing, Form, Input, Job, Scored, Scorer, TaskPatch, can_resume, cells, check_output, json, names, predict,
+};
 use bitfit::{Error, Result};
-use serde_json::Value;
 
 use super::args::{BaseArgs, ColumnArgs, DeviceArgs, refuse};
-
-/// Rows that are read before they are answered: enough to make full batches of like lengths.
-const CHUNK: usize = 512;
+use super::output::resume_command;
+use super::progress::RowsProgress;
+use super::train::stop_on_ctrl_c;
 
 /// Flags of `bitfit predict`.
 #[derive(Debug, clap::Args)]
@@ -33,15 +33,22 @@ pub struct Args {
     /// The second text, for tasks of two
     #[arg(long, value_name = "TEXT", requires = "text")]
     text_pair: Option<String>,
-    /// Rows of texts: .csv, .tsv or .jsonl; - reads JSONL from standard input
+    /// Rows of texts: .csv, .tsv, .jsonl or .parquet; - reads JSONL from standard input
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     #[command(flatten)]
     columns: ColumnArgs,
-    /// Write there, once all is answered, and not to standard output
+    /// Answer part I of N of the input alone; I counts from 0 to N - 1, as a Slurm array's or an indexed Kubernetes
+    /// job's index does. The outputs behind each other are that of the whole: of CSV and TSV the first has the header
+    #[arg(long, value_name = "I/N")]
+    shard: Option<String>,
+    /// Write there, once all is answered, and not to standard output. Until then the rows lie in FILE.partial
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Replace the output file where it is there already
+    /// Go on with an --output that was interrupted, to the same file as without
+    #[arg(long, requires = "output", conflicts_with = "overwrite")]
+    resume: bool,
+    /// Replace the output file where it is there already, and what an interrupted run left
     #[arg(long, requires = "output")]
     overwrite: bool,
     /// Print one JSON object instead of rows
@@ -54,32 +61,40 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     args.device.check()?;
-    match args.input {
-        Some(_) => refuse("--text", &[("--text-pair", args.text_pair.is_some())])?,
+    let shard = args.shard.as_deref().map_or(Ok(Shard::WHOLE), str::parse)?;
+    match &args.input {
+        Some(input) => {
+            refuse("--text", &[("--text-pair", args.text_pair.is_some())])?;
+            args.check_format(input)?;
+        }
         None => refuse(
             "--input",
             &[
                 ("--text-column", args.columns.text_column.is_some()),
                 ("--text-pair-column", args.columns.text_pair_column.is_some()),
+                ("--shard", args.shard.is_some()),
+                ("--resume", args.resume),
             ],
         )?,
     }
-    if let Some(output) = args.output.as_ref().filter(|output| output.exists() && !args.overwrite) {
-        return Err(Error::Usage(format!("{} is there already; --overwrite replaces it", output.display())).into());
+    let existing = args.existing();
+    if let Some(output) = &args.output
+        && !check_output(output, existing)?
+    {
+        eprintln!("{} is finished; nothing was left to do", output.display());
+        return Ok(());
     }
     let base = args.base.load()?;
     let encoder = args.device.encoder(&base)?;
     let tasks: Vec<TaskPatch> = args.patch.iter().map(|p| TaskPatch::load(p, &encoder)).collect::<Result<_>>()?;
-    let mut answer = |inputs: &[Input]| predict(&encoder, &tasks, inputs);
-    let mut truncated = vec![0; tasks.len()];
-    let mut write = |mut out: Output| match &args.input {
-        None => args.answer_text(&tasks, &mut answer, &mut truncated, &mut out),
-        Some(input) => args.answer_rows(input, &tasks, &mut answer, &mut truncated, &mut out),
+    let truncated = match &args.input {
+        None => args.answer_text(&encoder, &tasks)?,
+        Some(input) => {
+            let form = if args.json { Form::Json } else { Form::Rows };
+            let job = Job { input: input.clone(), columns: args.columns(&tasks), shard, form };
+            args.answer_rows(&Scorer { encoder: &encoder, tasks: &tasks, job: &job }, existing)?.truncated
+        }
     };
-    match &args.output {
-        None => write(Output { to: &mut io::stdout().lock(), name: Path::new("standard output") })?,
-        Some(output) => aside(output, write)?,
-    }
     for (task, truncated) in tasks.iter().zip(truncated).filter(|(_, truncated)| *truncated > 0) {
         let (name, most) = (task.name(), task.metadata().max_length);
         eprintln!("{name}: {truncated} of the texts were longer than {most} tokens and were cut");
@@ -87,178 +102,100 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where answers go, and its name for an error.
-struct Output<'a> {
-    to: &'a mut dyn Write,
-    name: &'a Path,
-}
-
-impl Output<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.to.write_all(bytes).map_err(Error::io("write to", self.name))
-    }
-
-    fn line(&mut self, text: &str) -> Result<()> {
-        self.write(format!("{text}\n").as_bytes())
-    }
-}
-
-type Answer<'a> = &'a mut dyn FnMut(&[Input]) -> Result<Predictions>;
-
 impl Args {
-    fn answer_text(
-        &self,
-        tasks: &[TaskPatch],
-        answer: Answer,
-        truncated: &mut [usize],
-        out: &mut Output,
-    ) -> Result<()> {
-        let input = Input { text: self.text.clone().unwrap_or_default(), text_pair: self.text_pair.clone() };
-        let found = answer(&[input])?;
-        count(truncated, &found);
-        if self.json {
-            return out.line(&json::results(tasks, &found).to_string());
+    fn existing(&self) -> Existing {
+        match (self.resume, self.overwrite) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Overwrite,
+            _ => Existing::Refuse,
         }
-        let names = names(tasks);
-        let widest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-        for ((name, task), predictions) in names.iter().zip(tasks).zip(&found.of_tasks) {
-            let cells = predictions.iter().flat_map(|p| cells(&task.metadata().problem, p));
-            out.line(&format!("{name:widest$}  {}", cells.collect::<Vec<_>>().join("  ")))?;
-        }
-        Ok(())
     }
 
-    fn answer_rows(
-        &self,
-        input: &Path,
-        tasks: &[TaskPatch],
-        answer: Answer,
-        truncated: &mut [usize],
-        out: &mut Output,
-    ) -> Result<()> {
+    /// Rows come back in the input's format, so an output whose name says another would deceive whoever reads it; and
+    /// Parquet is nothing to look at.
+    fn check_format(&self, input: &Path) -> Result<()> {
+        let format = if input == Path::new("-") { Format::Jsonl } else { Format::of(input)? };
+        if self.json {
+            return Ok(());
+        }
+        let extension = format.extension();
+        match &self.output {
+            Some(output) if Format::of(output).is_ok_and(|named| named != format) => Err(Error::setting(
+                "--output",
+                format!("a name that ends in .{extension}, as rows come back in the format of the input"),
+                output.display(),
+            )),
+            None if format == Format::Parquet && io::stdout().is_terminal() => Err(Error::Usage(
+                "rows of a Parquet file come back as Parquet, which is no text for a terminal; add --output \
+                 FILE.parquet, or --json"
+                    .into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn columns(&self, tasks: &[TaskPatch]) -> Columns {
         let pairs = tasks.iter().all(|task| task.metadata().texts == Texts::Two);
         let default_pair = pairs.then(|| "text_pair".to_string());
-        let columns = Columns {
+        Columns {
             text: self.columns.text_column.clone().unwrap_or_else(|| "text".into()),
             text_pair: self.columns.text_pair_column.clone().or(default_pair),
             label: None,
+        }
+    }
+
+    /// Answers the one text; gives what of it each task cut.
+    fn answer_text(&self, encoder: &Encoder, tasks: &[TaskPatch]) -> Result<Vec<u64>> {
+        let input = Input { text: self.text.clone().unwrap_or_default(), text_pair: self.text_pair.clone() };
+        let found = predict(encoder, tasks, &[input])?;
+        let mut text = String::new();
+        if self.json {
+            text = format!("{}\n", json::results(tasks, &found));
+        } else {
+            let names = names(tasks);
+            let widest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+            for ((name, task), predictions) in names.iter().zip(tasks).zip(&found.of_tasks) {
+                let cells = predictions.iter().flat_map(|p| cells(&task.metadata().problem, p));
+                text += &format!("{name:widest$}  {}\n", cells.collect::<Vec<_>>().join("  "));
+            }
+        }
+        match &self.output {
+            Some(output) => write_aside(output, |file| file.write_all(text.as_bytes()))?,
+            None => {
+                let mut out = io::stdout().lock();
+                let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                written.map_err(Error::io("write to", "standard output"))?;
+            }
+        }
+        Ok(found.truncated.iter().map(|n| *n as u64).collect())
+    }
+
+    fn answer_rows(&self, scorer: &Scorer, existing: Existing) -> Result<Scored> {
+        // A bar would run through rows that are printed on the same terminal.
+        let mut progress = RowsProgress::new(self.output.is_some() || !io::stdout().is_terminal());
+        let Some(output) = &self.output else {
+            // Not the locked one, which cannot be handed to the writer of Parquet; nothing else prints meanwhile.
+            let mut out = io::stdout();
+            let scored = scorer.to_stream(&mut out, Path::new("standard output"), &mut |at| progress.show(at));
+            progress.finish();
+            let scored = scored?;
+            out.flush().map_err(Error::io("write to", "standard output"))?;
+            return Ok(scored);
         };
-        let mut rows = Rows::open(input, &columns)?;
-        let mut writer = if self.json { None } else { Some(RowWriter::new(tasks, &rows)?) };
-        let mut all = Predictions { of_tasks: vec![Vec::new(); tasks.len()], truncated: vec![0; tasks.len()] };
-        loop {
-            let chunk: Vec<Row> = rows.by_ref().take(CHUNK).collect::<Result<_>>()?;
-            if chunk.is_empty() {
-                break;
-            }
-            let text = |row: &Row| Input { text: row.text.clone(), text_pair: row.text_pair.clone() };
-            let found = answer(&chunk.iter().map(text).collect::<Vec<_>>())?;
-            count(truncated, &found);
-            match &mut writer {
-                None => all.of_tasks.iter_mut().zip(found.of_tasks).for_each(|(all, found)| all.extend(found)),
-                Some(writer) => writer.write(chunk, &found, out)?,
-            }
+        // Ctrl-C stops between chunks of rows, where there is something to go on from.
+        let stop = match can_be_read_again(&scorer.job.input) {
+            true => stop_on_ctrl_c("stopping at the end of these rows; once more ends at once")?,
+            false => AtomicBool::new(false).into(),
+        };
+        let scored = scorer.to_file(output, existing, &stop, &mut |at| progress.show(at));
+        progress.finish();
+        if scored.is_err() && can_resume(output) {
+            eprintln!("what was answered is kept in {}.partial; to go on: {}", output.display(), resume_command());
         }
-        if self.json { out.line(&json::results(tasks, &all).to_string()) } else { Ok(()) }
+        scored
     }
 }
 
-fn count(truncated: &mut [usize], found: &Predictions) {
-    truncated.iter_mut().zip(&found.truncated).for_each(|(all, n)| *all += n);
-}
-
-/// Each task's name in an output; two patches of one name are told apart by the beginning of their content hash.
-fn names(tasks: &[TaskPatch]) -> Vec<String> {
-    let shared = |name: &str| tasks.iter().filter(|task| task.name() == name).count() > 1;
-    let of = |task: &TaskPatch| match shared(task.name()) {
-        true => format!("{}@{}", task.name(), &task.content_hash()[..8]),
-        false => task.name().to_string(),
-    };
-    tasks.iter().map(of).collect()
-}
-
-/// A prediction as the cells of a row: label and score, or the value.
-fn cells(problem: &Problem, prediction: &Prediction) -> Vec<String> {
-    match (problem, prediction) {
-        (Problem::Classes(labels), Prediction::Class { class, scores }) => {
-            vec![labels[*class].clone(), json::number(scores[*class]).to_string()]
-        }
-        (_, Prediction::Value(value)) => vec![json::number(*value).to_string()],
-        (Problem::Value, Prediction::Class { .. }) => vec![],
-    }
-}
-
-/// Repeats the rows of the input in its own format, with each task's answer behind.
-struct RowWriter {
-    format: Format,
-    /// Columns of the input, until they are written.
-    header: Option<Vec<String>>,
-    names: Vec<String>,
-    problems: Vec<Problem>,
-}
-
-impl RowWriter {
-    /// Refuses names that would stand twice in a row.
-    fn new(tasks: &[TaskPatch], rows: &Rows) -> Result<Self> {
-        let names = names(tasks);
-        let problems: Vec<Problem> = tasks.iter().map(|task| task.metadata().problem.clone()).collect();
-        let added = names.iter().zip(&problems).flat_map(|(name, problem)| match problem {
-            Problem::Classes(_) => vec![format!("{name}.label"), format!("{name}.score")],
-            Problem::Value => vec![format!("{name}.value")],
-        });
-        let header = rows.header().map(|header| header.iter().cloned().chain(added).collect::<Vec<_>>());
-        let mut seen = BTreeSet::new();
-        for name in header.iter().flatten().chain(if header.is_none() { &names[..] } else { &[] }) {
-            if !seen.insert(name) {
-                return Err(Error::Usage(format!(
-                    "the output would have two columns `{name}`; rename the input's, or give each patch once"
-                )));
-            }
-        }
-        Ok(RowWriter { format: rows.format(), header, names, problems })
-    }
-
-    fn write(&mut self, rows: Vec<Row>, found: &Predictions, out: &mut Output) -> Result<()> {
-        let separator = if self.format == Format::Tsv { b'\t' } else { b',' };
-        let mut table = csv::WriterBuilder::new().delimiter(separator).from_writer(Vec::new());
-        let in_memory = |e: csv::Error| Error::io("write to", out.name)(io::Error::other(e));
-        let mut text = Vec::new();
-        if let Some(header) = self.header.take() {
-            table.write_record(&header).map_err(in_memory)?;
-        }
-        for (i, row) in rows.into_iter().enumerate() {
-            let answers = found.of_tasks.iter().map(|of_task| &of_task[i]);
-            match row.fields {
-                Fields::Columns(mut fields) => {
-                    fields.extend(self.problems.iter().zip(answers).flat_map(|(problem, p)| cells(problem, p)));
-                    table.write_record(&fields).map_err(in_memory)?;
-                }
-                Fields::Object(mut object) => {
-                    for ((name, problem), p) in self.names.iter().zip(&self.problems).zip(answers) {
-                        if object.insert(name.clone(), json::prediction(problem, p)).is_some() {
-                            let message = format!("line {} has a key `{name}` already; rename it", row.line);
-                            return Err(Error::Usage(message));
-                        }
-                    }
-                    text.extend_from_slice(Value::Object(object).to_string().as_bytes());
-                    text.push(b'\n');
-                }
-            }
-        }
-        let table = table.into_inner().map_err(|e| Error::io("write to", out.name)(e.into_error()))?;
-        out.write(&table)?;
-        out.write(&text)
-    }
-}
-
-/// Writes a file aside and renames it once it is whole; an error of `write` leaves nothing.
-fn aside(path: &Path, write: impl FnOnce(Output) -> Result<()>) -> Result<()> {
-    let mut failed = None;
-    let written = write_aside(path, |to| {
-        write(Output { to, name: path }).map_err(|error| {
-            failed = Some(error);
-            io::Error::other("not answered")
-        })
-    });
-    failed.map_or(written, Err)
+fn can_be_read_again(input: &Path) -> bool {
+    input != Path::new("-") && input.is_file()
 }

@@ -1,8 +1,12 @@
-//! What moves on a terminal while a command runs. Where standard error is no terminal: one line an epoch.
+//! What moves on a terminal while a command runs. Where standard error is no terminal: one line an epoch of training, and
+//! nothing of rows that are answered.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::time::Instant;
 
+use bitfit::base::Download;
+use bitfit::predict::Progress;
 use bitfit::train::Event;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -74,6 +78,80 @@ impl TrainProgress {
             }
             _ => {}
         }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Steps of the bar that shows how much of an input has been read.
+const READ: u64 = 1000;
+
+/// Shows on a terminal how many rows are answered.
+pub struct RowsProgress {
+    bar: ProgressBar,
+    started: Instant,
+}
+
+impl RowsProgress {
+    /// Nothing is shown where it is not `wanted`, or standard error is no terminal.
+    pub fn new(wanted: bool) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        if wanted && std::io::stderr().is_terminal() {
+            bar.set_style(
+                ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()),
+            );
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        RowsProgress { bar, started: Instant::now() }
+    }
+
+    /// Shows how far it is.
+    pub fn show(&mut self, at: &Progress) {
+        if let Some(share) = at.share {
+            if self.bar.length().is_none() {
+                let style = ProgressStyle::with_template("{bar:12} {percent}%  {eta} left  {wide_msg}");
+                self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                self.bar.set_length(READ);
+                self.bar.reset_eta();
+            }
+            self.bar.set_position((share * READ as f64) as u64);
+        }
+        let rate = (at.rows - at.resumed) as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
+        self.bar.set_message(format!("{} rows  {rate:.0} rows/s", at.rows));
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Shows on a terminal how a download goes. Clones show one bar.
+#[derive(Clone)]
+pub struct DownloadProgress {
+    bar: ProgressBar,
+}
+
+impl DownloadProgress {
+    /// Nothing is shown before the first bytes, nor where standard error is no terminal.
+    pub fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{bar:12} {bytes}/{total_bytes}  {wide_msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        DownloadProgress { bar }
+    }
+
+    /// Shows how far it is.
+    pub fn show(&self, download: &Download) {
+        self.bar.set_length(download.total);
+        self.bar.set_position(download.bytes);
+        self.bar.set_message(download.file.clone());
     }
 
     /// Takes the bar away.

@@ -28,7 +28,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use self::shipped::{HELD_OUT, TASKS, Task};
 use super::output::{quoted, say};
-use super::train::stop_on_ctrl_c;
+use super::train::{STOPPING, stop_on_ctrl_c};
 
 /// Where the run folders go, in the current folder.
 const FOLDER: &str = "quickstart";
@@ -59,7 +59,7 @@ fn options(method: Method) -> Options {
 /// Runs the command.
 pub fn run(_args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
-    let stop = stop_on_ctrl_c()?;
+    let stop = stop_on_ctrl_c(STOPPING)?;
     let program = std::env::current_exe().context("cannot tell where this program lies")?;
     let base = Base::load(&BaseSpec::resolve(None)?)?;
     let encoder = Encoder::new(&base, Placement::default())?;

@@ -12,8 +12,11 @@ use bitfit::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::args::{BaseArgs, ColumnArgs, DeviceArgs, parse_size, refuse};
-use super::output::{quoted, say};
+use super::output::{resume_command, say};
 use super::progress::{TrainProgress, shown};
+
+/// What the first Ctrl-C is answered.
+pub(super) const STOPPING: &str = "stopping at the end of this step; once more ends at once";
 
 /// The share of a table that is held out where no dev file is given, and the name it goes by.
 const HELD_OUT: (f64, &str) = (0.1, "held_out");
@@ -27,11 +30,11 @@ pub struct Args {
     /// A GLUE task: cola sst2 mrpc stsb qqp mnli qnli rte wnli
     #[arg(long, value_name = "TASK", help_heading = "GLUE")]
     task: Option<String>,
-    /// The folder that holds CoLA/, SST-2/, MRPC/ and so on, the official files
+    /// The folder that holds CoLA/, SST-2/, MRPC/ and so on, the official files or those of `bitfit data fetch`
     #[arg(long, value_name = "DIR", conflicts_with = "train", help_heading = "GLUE")]
     data: Option<PathBuf>,
 
-    /// The table to train on: .csv, .tsv or .jsonl
+    /// The table to train on: .csv, .tsv, .jsonl or .parquet
     #[arg(long, value_name = "FILE", help_heading = "Your own table")]
     train: Option<PathBuf>,
     /// The table to choose the best epoch on [default: a tenth of --train, held out, stratified]
@@ -182,7 +185,7 @@ impl Settings {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let stop = stop_on_ctrl_c()?;
+    let stop = stop_on_ctrl_c(STOPPING)?;
     let options = args.settings.options()?;
     args.device.check_training()?;
     let memory_budget = args.memory_budget.as_deref().map(|text| parse_size("--memory-budget", text)).transpose()?;
@@ -241,8 +244,8 @@ impl Args {
             (Some(name), None, _) => {
                 let task = task(name)?;
                 Err(Error::Usage(format!(
-                    "--task {name} needs --data DIR: the official GLUE files {} (gluebenchmark.com/tasks) go into \
-                     DIR/{}/",
+                    "--task {name} needs --data DIR, which has the GLUE files {} in DIR/{}/; `bitfit data fetch {name} \
+                     --out DIR` brings them from the hub",
                     task.files().join(", "),
                     task.folder
                 )))
@@ -290,26 +293,18 @@ impl Source<'_> {
     }
 }
 
-/// A flag that the first Ctrl-C raises; the second ends the program at once.
-pub(super) fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+/// A flag that the first Ctrl-C raises, saying so; the second ends the program at once.
+pub(super) fn stop_on_ctrl_c(said: &'static str) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let raised = stop.clone();
     let handler = move || {
         if raised.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping at the end of this step; once more ends at once");
+        eprintln!("{said}");
     };
     ctrlc::set_handler(handler).map_err(|e| Error::Usage(format!("Ctrl-C cannot be listened for: {e}")))?;
     Ok(stop)
-}
-
-/// The command that was given, with --resume in place of --overwrite.
-fn resume_command() -> String {
-    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
-    let words = words.filter(|word| word != "--overwrite" && word != "--resume").chain(["--resume".to_string()]);
-    let words: Vec<String> = words.map(|word| quoted(&word)).collect();
-    words.join(" ")
 }
 
 /// The result as one JSON object.

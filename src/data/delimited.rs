@@ -35,8 +35,8 @@ impl Delimited {
             .from_reader(Watch::new(source, separator as u8));
         let mut file =
             Delimited { path: path.to_path_buf(), reader, record: ByteRecord::new(), header: Vec::new(), separator };
-        match file.read()? {
-            Some((_, header)) => file.header = header,
+        match file.advance()? {
+            Some((_, line)) => file.header = file.texts(line)?,
             None => return Err(Error::content(path, "the file is empty; expected a header row and at least one more")),
         }
         Ok(file)
@@ -66,23 +66,10 @@ impl Delimited {
         }
     }
 
-    /// The next record, as many fields as the header, and the line it begins on; `None` after the last. Blank lines
-    /// are passed over.
-    pub(super) fn next(&mut self) -> Result<Option<(u64, Vec<String>)>> {
-        let Some((line, fields)) = self.read()? else { return Ok(None) };
-        if fields.len() != self.header.len() {
-            let message = format!(
-                "expected {} fields as in the header, found {}; a field that holds the separator, a quote or a line \
-                 break is written in double quotes, and a quote inside it twice",
-                self.header.len(),
-                fields.len(),
-            );
-            return Err(Error::line(&self.path, line, message));
-        }
-        Ok(Some((line, fields)))
-    }
-
-    fn read(&mut self) -> Result<Option<(u64, Vec<String>)>> {
+    /// Goes to the next record and tells the byte and the line that it begins on; `None` after the last. Blank lines are
+    /// passed over. The byte is the crate's, which counts line ends and blank lines before a record to it: a number that
+    /// grows from record to record and depends on the file alone.
+    pub(super) fn advance(&mut self) -> Result<Option<(u64, u64)>> {
         let more = self.reader.read_byte_record(&mut self.record).map_err(|e| match e.into_kind() {
             ErrorKind::Io(e) => Error::io("read", &self.path)(e),
             other => Error::content(&self.path, format!("not a table: {other:?}")),
@@ -103,8 +90,25 @@ impl Delimited {
                            of the text twice, inside a quoted field, or give the rows as JSONL";
             return Err(Error::line(&self.path, bad, message));
         }
-        let fields = self.record.iter().map(|field| Ok(utf8(field, &self.path, line)?.to_string()));
-        Ok(Some((line, fields.collect::<Result<_>>()?)))
+        Ok(Some((self.record.position().map_or(0, |position| position.byte()), line)))
+    }
+
+    /// The fields of the record at hand, as many as the header has.
+    pub(super) fn fields(&self, line: u64) -> Result<Vec<String>> {
+        if self.record.len() != self.header.len() {
+            let message = format!(
+                "expected {} fields as in the header, found {}; a field that holds the separator, a quote or a line \
+                 break is written in double quotes, and a quote inside it twice",
+                self.header.len(),
+                self.record.len(),
+            );
+            return Err(Error::line(&self.path, line, message));
+        }
+        self.texts(line)
+    }
+
+    fn texts(&self, line: u64) -> Result<Vec<String>> {
+        self.record.iter().map(|field| Ok(utf8(field, &self.path, line)?.to_string())).collect()
     }
 }
 
@@ -202,7 +206,11 @@ mod tests {
 
     fn records(text: &str) -> Result<Vec<(u64, Vec<String>)>> {
         let mut table = table(text)?;
-        std::iter::from_fn(|| table.next().transpose()).collect()
+        let mut records = Vec::new();
+        while let Some((_, line)) = table.advance()? {
+            records.push((line, table.fields(line)?));
+        }
+        Ok(records)
     }
 
     fn lines(text: &str) -> Vec<u64> {

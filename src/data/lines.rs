@@ -47,25 +47,35 @@ pub(super) struct Lines {
     path: PathBuf,
     reader: BufReader<Source>,
     number: u64,
+    /// Bytes up to the end of the last line.
+    end: u64,
     buffer: Vec<u8>,
 }
 
 impl Lines {
     pub(super) fn new(source: Source, path: &Path) -> Result<Self> {
         let reader = BufReader::new(without_mark(source).map_err(Error::io("read", path))?);
-        Ok(Lines { path: path.to_path_buf(), reader, number: 0, buffer: Vec::new() })
+        Ok(Lines { path: path.to_path_buf(), reader, number: 0, end: 0, buffer: Vec::new() })
     }
 
     /// The next line and its number, counted from 1, without its end; `None` after the last.
     pub(super) fn next(&mut self) -> Result<Option<(u64, &str)>> {
+        Ok(self.next_at()?.map(|(_, number, line)| (number, line)))
+    }
+
+    /// The same, and first the byte that the line begins at, the byte-order mark not counted.
+    pub(super) fn next_at(&mut self) -> Result<Option<(u64, u64, &str)>> {
         self.buffer.clear();
-        if self.reader.read_until(b'\n', &mut self.buffer).map_err(Error::io("read", &self.path))? == 0 {
+        let length = self.reader.read_until(b'\n', &mut self.buffer).map_err(Error::io("read", &self.path))?;
+        if length == 0 {
             return Ok(None);
         }
+        let start = self.end;
+        self.end += length as u64;
         self.number += 1;
         let line = self.buffer.strip_suffix(b"\n").unwrap_or(&self.buffer);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
-        Ok(Some((self.number, utf8(line, &self.path, self.number)?)))
+        Ok(Some((start, self.number, utf8(line, &self.path, self.number)?)))
     }
 }
 

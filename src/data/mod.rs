@@ -7,19 +7,24 @@
 //! Start reading at [`mod@task`], the table of GLUE tasks, or at [`table`], a user's own file; both give a [`Dataset`].
 
 pub mod batches;
+mod columnar;
 mod dataset;
 mod delimited;
 mod draws;
 mod lines;
 pub mod metrics;
+pub mod official;
+mod part;
 pub mod rows;
 pub mod split;
 pub mod table;
 pub mod task;
 
 pub use batches::{Encoded, Sequence, encode, evaluation_batches, training_batches};
+pub use columnar::Record;
 pub use dataset::{Dataset, Example};
 pub use metrics::{Metric, compute, majority};
+pub use part::{Part, Shard};
 pub use rows::{Columns, Fields, Format, Row, Rows};
 pub use split::hold_out;
 pub use table::load_table;

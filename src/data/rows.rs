@@ -1,18 +1,21 @@
-//! The rows of a user's file, one at a time: CSV, TSV or JSONL, each with all that stood in it.
+//! The rows of a user's file, one at a time: CSV, TSV, JSONL or Parquet, each with all that stood in it.
 //!
 //! Rows stream, so a file may be larger than memory, and keep their other columns, so an output can repeat them. Both
-//! a training table and the input of a prediction are read by this.
+//! a training table and the input of a prediction are read by this; the latter may ask for a part of the rows.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use arrow_schema::SchemaRef;
 use serde_json::{Map, Value};
 
+use super::columnar::{Parquet, Record};
 use super::delimited::Delimited;
 use super::lines::{Lines, Source, open};
+use super::part::{Part, Wanted};
 use crate::error::{Error, Result};
 
-/// The column (CSV, TSV) or key (JSONL) of each part of an example.
+/// The column (CSV, TSV, Parquet) or key (JSONL) of each part of an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
     /// The first text, or the only one.
@@ -32,6 +35,8 @@ pub enum Format {
     Tsv,
     /// A JSON object a line.
     Jsonl,
+    /// Apache Parquet: columns with types of their own.
+    Parquet,
 }
 
 impl Format {
@@ -39,13 +44,22 @@ impl Format {
     ///
     /// # Errors
     ///
-    /// Where the extension is not `.csv`, `.tsv` or `.jsonl`.
+    /// Where the extension is not `.csv`, `.tsv`, `.jsonl` or `.parquet`.
     pub fn of(path: &Path) -> Result<Format> {
-        match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
-            Some("csv") => Ok(Format::Csv),
-            Some("tsv") => Ok(Format::Tsv),
-            Some("jsonl") => Ok(Format::Jsonl),
-            _ => Err(Error::setting("input file", "a name that ends in .csv, .tsv or .jsonl", path.display())),
+        let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        let named = |format: &Format| extension.as_deref() == Some(format.extension());
+        [Format::Csv, Format::Tsv, Format::Jsonl, Format::Parquet].into_iter().find(named).ok_or_else(|| {
+            Error::setting("input file", "a name that ends in .csv, .tsv, .jsonl or .parquet", path.display())
+        })
+    }
+
+    /// How the name of such a file ends, without the dot.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Format::Csv => "csv",
+            Format::Tsv => "tsv",
+            Format::Jsonl => "jsonl",
+            Format::Parquet => "parquet",
         }
     }
 }
@@ -57,37 +71,43 @@ pub enum Fields {
     Columns(Vec<String>),
     /// The object of a JSONL line, its keys in the order they were written.
     Object(Map<String, Value>),
+    /// The place of a Parquet file's row among those decoded with it.
+    Record(Record),
 }
 
 /// One row of a user's file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// The line it begins on, counted from 1.
+    /// The line it begins on, counted from 1; in a Parquet file, which has no lines, the number of the row.
     pub line: u64,
     /// The first text, or the only one; never blank.
     pub text: String,
     /// The second text, where a column for it was named; never blank.
     pub text_pair: Option<String>,
     /// The label, where a column for it was named: trimmed, never empty. Numbers and booleans of JSONL are given as
-    /// they are written.
+    /// they are written, those of Parquet in their shortest form.
     pub label: Option<String>,
     /// The whole row.
     pub fields: Fields,
 }
 
-/// Streams the rows of a file. Ends after the first error; a file without a row is an error, not an empty stream.
+/// Streams the rows of a file. Ends after the first error; a file without a row is an error, not an empty stream (a part
+/// of a file may have none).
 pub struct Rows {
     path: PathBuf,
     columns: Columns,
     format: Format,
     reader: Reader,
-    n_rows: u64,
+    wanted: Wanted,
+    /// Bytes or rows of the part, where that is known.
+    extent: Option<u64>,
     ended: bool,
 }
 
 enum Reader {
     Delimited { file: Box<Delimited>, text: usize, text_pair: Option<usize>, label: Option<usize> },
     Jsonl(Lines),
+    Parquet(Box<Parquet>),
 }
 
 impl fmt::Debug for Rows {
@@ -102,19 +122,51 @@ impl Rows {
     /// # Errors
     ///
     /// Where the file cannot be opened or is empty, its extension is unknown, or its header lacks a column, which
-    /// lists those that it has.
+    /// lists those that it has; where a column of a Parquet file is of a type that holds no texts or labels.
     pub fn open(path: &Path, columns: &Columns) -> Result<Rows> {
+        Rows::open_part(path, columns, Part::default())
+    }
+
+    /// Opens a file for some of its rows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Rows::open`]; a part of standard input, or of anything else that has no length.
+    pub fn open_part(path: &Path, columns: &Columns, part: Part) -> Result<Rows> {
         if path == Path::new("-") {
+            if part != Part::default() {
+                return Err(Error::Usage("standard input is read once, by one process: it has no parts".into()));
+            }
             return Rows::new(Box::new(std::io::stdin()), Format::Jsonl, Path::new("standard input"), columns);
         }
-        Rows::new(open(path)?, Format::of(path)?, path, columns)
+        let format = Format::of(path)?;
+        if format == Format::Parquet {
+            let file = Parquet::open(path, columns, part)?;
+            let wanted = Wanted { any: file.n_rows_in_file() > 0, ..Wanted::all() };
+            let (path, columns, extent) = (path.to_path_buf(), columns.clone(), Some(file.n_left()));
+            let reader = Reader::Parquet(Box::new(file));
+            return Ok(Rows { path, columns, format, reader, wanted, extent, ended: false });
+        }
+        let mut rows = Rows::new(open(path)?, format, path, columns)?;
+        let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
+        if about.is_file() {
+            let share = part.shard.share(about.len());
+            rows.extent = Some(share.end - share.start);
+            // The whole is what comes until the end, also where the file grows.
+            rows.wanted.bytes = if part.shard.is_whole() { 0..u64::MAX } else { share };
+        } else if !part.shard.is_whole() {
+            let message = format!("{} is no file, so its length is not known and it has no parts", path.display());
+            return Err(Error::Usage(message));
+        }
+        rows.wanted.skip = part.skip;
+        Ok(rows)
     }
 
     /// Rows of anything that can be read; `name` stands for it in errors.
     ///
     /// # Errors
     ///
-    /// As for [`Rows::open`].
+    /// As for [`Rows::open`]; Parquet, which is not read from its beginning to its end.
     pub fn new(source: Box<dyn std::io::Read + Send>, format: Format, name: &Path, columns: &Columns) -> Result<Rows> {
         let delimited = |source: Source, separator| -> Result<Reader> {
             let file = Delimited::new(source, separator, name)?;
@@ -129,8 +181,10 @@ impl Rows {
             Format::Csv => delimited(source, ',')?,
             Format::Tsv => delimited(source, '\t')?,
             Format::Jsonl => Reader::Jsonl(Lines::new(source, name)?),
+            Format::Parquet => return Err(Error::Usage(format!("{}: Parquet is read from a file", name.display()))),
         };
-        Ok(Rows { path: name.to_path_buf(), columns: columns.clone(), format, reader, n_rows: 0, ended: false })
+        let (path, columns) = (name.to_path_buf(), columns.clone());
+        Ok(Rows { path, columns, format, reader, wanted: Wanted::all(), extent: None, ended: false })
     }
 
     /// How the file is written.
@@ -143,27 +197,57 @@ impl Rows {
         match &self.reader {
             Reader::Delimited { file, .. } => Some(file.header()),
             Reader::Jsonl(_) => None,
+            Reader::Parquet(file) => Some(file.header()),
         }
+    }
+
+    /// The names and types of a Parquet file's columns, and what the file says of itself.
+    pub fn schema(&self) -> Option<&SchemaRef> {
+        match &self.reader {
+            Reader::Parquet(file) => Some(file.schema()),
+            Reader::Delimited { .. } | Reader::Jsonl(_) => None,
+        }
+    }
+
+    /// How much of the part has been read, from 0 to 1, by bytes or by rows; `None` where its length is not known.
+    pub fn share_read(&self) -> Option<f64> {
+        let extent = self.extent?;
+        let read = match &self.reader {
+            Reader::Parquet(file) => extent - file.n_left(),
+            Reader::Delimited { .. } | Reader::Jsonl(_) => self.wanted.at.saturating_sub(self.wanted.bytes.start),
+        };
+        Some(if extent == 0 { 1.0 } else { (read as f64 / extent as f64).min(1.0) })
     }
 
     fn row(&mut self) -> Result<Option<Row>> {
         let (path, columns) = (&self.path, &self.columns);
         match &mut self.reader {
-            Reader::Delimited { file, text, text_pair, label } => {
-                let Some((line, fields)) = file.next()? else { return Ok(None) };
+            Reader::Delimited { file, text, text_pair, label } => loop {
+                let Some((byte, line)) = file.advance()? else { return Ok(None) };
+                match self.wanted.row_at(byte) {
+                    None => return Ok(None),
+                    Some(false) => continue,
+                    Some(true) => {}
+                }
+                let fields = file.fields(line)?;
                 let field = |place: usize| fields[place].clone();
-                Ok(Some(Row {
+                return Ok(Some(Row {
                     line,
                     text: not_blank(field(*text), path, line, &columns.text)?,
                     text_pair: text_pair.map(|p| not_blank(field(p), path, line, &file.header()[p])).transpose()?,
                     label: label.map(|p| label_of(&field(p), path, line, &file.header()[p])).transpose()?,
                     fields: Fields::Columns(fields),
-                }))
-            }
+                }));
+            },
             Reader::Jsonl(lines) => loop {
-                let Some((line, json)) = lines.next()? else { return Ok(None) };
+                let Some((byte, line, json)) = lines.next_at()? else { return Ok(None) };
                 if json.trim().is_empty() {
                     continue;
+                }
+                match self.wanted.row_at(byte) {
+                    None => return Ok(None),
+                    Some(false) => continue,
+                    Some(true) => {}
                 }
                 let object = object(json, path, line)?;
                 let text = |key: &String| match value(&object, key, path, line)? {
@@ -183,6 +267,27 @@ impl Rows {
                     fields: Fields::Object(object),
                 }));
             },
+            Reader::Parquet(file) => {
+                let Some(row) = file.next()? else { return Ok(None) };
+                let line = row.number;
+                let text = |found: Option<String>, column: &str| match found {
+                    Some(text) => not_blank(text, path, line, column),
+                    None => Err(null("text", path, line, column)),
+                };
+                let label = |found: Option<String>, column: &str| match found {
+                    Some(label) => label_of(&label, path, line, column),
+                    None => Err(null("label", path, line, column)),
+                };
+                let pair = row.text_pair.zip(columns.text_pair.as_deref());
+                let labelled = row.label.zip(columns.label.as_deref());
+                Ok(Some(Row {
+                    line,
+                    text: text(row.text, &columns.text)?,
+                    text_pair: pair.map(|(found, column)| text(found, column)).transpose()?,
+                    label: labelled.map(|(found, column)| label(found, column)).transpose()?,
+                    fields: Fields::Record(row.record),
+                }))
+            }
         }
     }
 }
@@ -196,7 +301,7 @@ impl Iterator for Rows {
         }
         let next = match self.row() {
             Ok(Some(row)) => Ok(row),
-            Ok(None) if self.n_rows == 0 => Err(Error::content(&self.path, "there is no row in it")),
+            Ok(None) if !self.wanted.any => Err(Error::content(&self.path, "there is no row in it")),
             Ok(None) => {
                 self.ended = true;
                 return None;
@@ -204,7 +309,6 @@ impl Iterator for Rows {
             Err(error) => Err(error),
         };
         self.ended = next.is_err();
-        self.n_rows += 1;
         Some(next)
     }
 }
@@ -222,6 +326,10 @@ fn label_of(label: &str, path: &Path, line: u64, column: &str) -> Result<String>
         "" => Err(Error::line(path, line, format!("the label in `{column}` is empty; fill it or remove the row"))),
         label => Ok(label.to_string()),
     }
+}
+
+fn null(what: &str, path: &Path, line: u64, column: &str) -> Error {
+    Error::line(path, line, format!("the {what} in `{column}` is null; fill it or remove the row"))
 }
 
 fn object(json: &str, path: &Path, line: u64) -> Result<Map<String, Value>> {
@@ -349,9 +457,10 @@ mod tests {
     #[test]
     fn an_unknown_extension_is_refused() {
         assert_eq!(Format::of(Path::new("A.CSV")).unwrap(), Format::Csv);
+        assert_eq!(Format::of(Path::new("a.parquet")).unwrap(), Format::Parquet);
         for name in ["a.json", "a", "a.txt"] {
             let error = Format::of(Path::new(name)).unwrap_err().to_string();
-            assert!(error.contains(".csv, .tsv or .jsonl") && error.contains(name), "{error}");
+            assert!(error.contains(".csv, .tsv, .jsonl or .parquet") && error.contains(name), "{error}");
         }
     }
 

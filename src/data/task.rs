@@ -73,16 +73,16 @@ pub struct GlueTask {
     /// How predictions are scored, the main metric first.
     pub metrics: &'static [Metric],
     /// The column of the text, or of both.
-    columns: (&'static str, Option<&'static str>),
+    pub(super) columns: (&'static str, Option<&'static str>),
     /// The column of the label in the files that have one.
-    label: &'static str,
-    labels: Labels,
-    files: &'static [GlueFile],
-    broken: Broken,
+    pub(super) label: &'static str,
+    pub(super) labels: Labels,
+    pub(super) files: &'static [GlueFile],
+    pub(super) broken: Broken,
 }
 
 #[derive(Debug)]
-enum Labels {
+pub(super) enum Labels {
     /// The file's value and the hub's name of each class, in the hub's order.
     Classes(&'static [(&'static str, &'static str)]),
     /// A value within these bounds.
@@ -90,16 +90,16 @@ enum Labels {
 }
 
 #[derive(Debug)]
-struct GlueFile {
-    split: Split,
-    name: &'static str,
+pub(super) struct GlueFile {
+    pub(super) split: Split,
+    pub(super) name: &'static str,
     /// The names of the columns where the file has no header.
-    columns: Option<&'static [&'static str]>,
+    pub(super) columns: Option<&'static [&'static str]>,
 }
 
 /// What is done with rows that are short or hold an empty text.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Broken {
+pub(super) enum Broken {
     /// No official file but QQP's has any: the file at hand is not the official one.
     Refuse,
     /// QQP: a line break inside a question leaves two short rows, which are skipped and counted; a few questions are
@@ -381,12 +381,13 @@ impl GlueTask {
     fn missing(&self, path: &Path, folder: &Path) -> Error {
         let files = self.files();
         let message = format!(
-            "there is no such file; {} reads the official GLUE files {} (gluebenchmark.com/tasks) from {}, and the data \
-             folder (--data) is the one that holds {}/",
+            "there is no such file; {} reads the GLUE files {} from {}, and the data folder (--data) is the one that \
+             holds {}/; `bitfit data fetch {} --out DIR` brings them from the hub",
             self.name,
             files.join(", "),
             folder.display(),
             self.folder,
+            self.name,
         );
         Error::content(path, message)
     }

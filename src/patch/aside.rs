@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::Builder;
 
@@ -16,14 +16,8 @@ use crate::error::{Error, Result};
 ///
 /// Where `path` is there and is no file (a folder, a device, a pipe), before `write` is called; and whatever the
 /// operating system refuses, naming `path`: the temporary file is then removed.
-pub fn write_aside(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    // A rename would put a file in the place of whatever stands there, a device among others.
-    let found = match std::fs::canonicalize(path) {
-        Ok(found) if found.is_file() => found,
-        Ok(_) => return Err(Error::setting("file to write", "a file, or a name that is free", path.display())),
-        Err(_) => path.to_path_buf(),
-    };
-    let path = &*found;
+pub fn write_aside(path: &Path, write: impl FnOnce(&mut (dyn Write + Send)) -> io::Result<()>) -> Result<()> {
+    let path = &*destination(path)?;
     let folder = parent(path);
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let prefix = format!(".{name}.");
@@ -37,6 +31,27 @@ pub fn write_aside(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result
     file.as_file().sync_all().map_err(Error::io("sync", path))?;
     file.persist(path).map_err(|e| Error::io("rename the finished file to", path)(e.error))?;
     sync_folder(folder);
+    Ok(())
+}
+
+/// Where a file of this name is to be put: itself, or what it leads to where it is a link.
+///
+/// # Errors
+///
+/// Where `path` is there and is no file. A rename would put a file in the place of whatever stands there, a device
+/// among others.
+pub(crate) fn destination(path: &Path) -> Result<PathBuf> {
+    match std::fs::canonicalize(path) {
+        Ok(found) if found.is_file() => Ok(found),
+        Ok(_) => Err(Error::setting("file to write", "a file, or a name that is free", path.display())),
+        Err(_) => Ok(path.to_path_buf()),
+    }
+}
+
+/// Gives a finished and synced file its name, in the same folder, over what had it.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(Error::io("rename the finished file to", to))?;
+    sync_folder(parent(to));
     Ok(())
 }
 
@@ -62,7 +77,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
         write_aside(&path, |f| f.write_all(b"old")).unwrap();
-        let full = |f: &mut dyn Write| {
+        let full = |f: &mut (dyn Write + Send)| {
             f.write_all(b"ne")?;
             Err(io::Error::from(io::ErrorKind::StorageFull))
         };
@@ -85,7 +100,7 @@ mod tests {
 
         let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         for path in [&socket, &folder.path().to_path_buf()] {
-            let never = |_: &mut dyn Write| panic!("nothing is written to {}", path.display());
+            let never = |_: &mut (dyn Write + Send)| panic!("nothing is written to {}", path.display());
             assert!(write_aside(path, never).unwrap_err().to_string().contains("expected a file"));
         }
         assert!(!socket.is_file());

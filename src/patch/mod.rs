@@ -21,6 +21,7 @@ mod spec;
 mod tensors;
 
 pub use aside::write_aside;
+pub(crate) use aside::{destination, rename};
 pub use file::{Dtype, Patch};
 pub use metadata::{Metadata, Pooling, check_problem, check_task_name};
 pub use selection::{Counts, Method, Selection, TermsMatch};

@@ -36,6 +36,13 @@ pub fn task(task: &TaskPatch, predictions: &[Prediction]) -> Value {
     json!({"task": task.name(), "patch": task.content_hash(), "predictions": predictions})
 }
 
+/// One task's answers up to the first of them; `]}` ends it.
+pub(super) fn task_head(of: &TaskPatch) -> String {
+    let mut head = task(of, &[]).to_string();
+    head.truncate(head.len() - "]}".len());
+    head
+}
+
 /// Many tasks' answers, in the order of the tasks.
 pub fn results(tasks: &[TaskPatch], predictions: &Predictions) -> Value {
     let of = tasks.iter().zip(&predictions.of_tasks).map(|(t, p)| task(t, p));

@@ -146,7 +146,17 @@ pub struct Predictions {
 /// A task of two texts that is given one, or the reverse, and a blank text: nothing is answered then. What tokenizer and
 /// device report; an output that is not finite.
 pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Result<Predictions> {
-    for (i, input) in inputs.iter().enumerate() {
+    predict_from(encoder, tasks, inputs, 0)
+}
+
+/// [`predict`] of a part of many inputs, of which `first` came before: an error counts them.
+pub(super) fn predict_from(
+    encoder: &Encoder,
+    tasks: &[TaskPatch],
+    inputs: &[Input],
+    first: usize,
+) -> Result<Predictions> {
+    for (i, input) in (first..).zip(inputs) {
         input.check(i)?;
         tasks.iter().try_for_each(|task| task.check(input, i))?;
     }
@@ -192,7 +202,7 @@ pub fn predict(encoder: &Encoder, tasks: &[TaskPatch], inputs: &[Input]) -> Resu
     let mut of_tasks = Vec::with_capacity(tasks.len());
     for (task, logits) in tasks.iter().zip(&logits) {
         let precision = encoder.precision();
-        let of_task = logits.iter().enumerate().map(|(i, z)| task.prediction(z, precision, i));
+        let of_task = (first..).zip(logits).map(|(i, z)| task.prediction(z, precision, i));
         of_tasks.push(of_task.collect::<Result<_>>()?);
     }
     let truncated = tasks.iter().map(|t| of_task(t).iter().filter(|e| e.truncated).count()).collect();

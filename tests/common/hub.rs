@@ -123,7 +123,7 @@ impl Repository {
         Answer { status: 200, headers, body: body.clone(), cut: None }
     }
 
-    /// Revision and file of a request to this repository.
+    /// Revision and file of a request to this repository. The id of a data set begins with `datasets/`.
     pub fn asked<'a>(&self, request: &'a Request) -> Option<(&'a str, &'a str)> {
         request.path.strip_prefix(&format!("/{}/resolve/", self.id))?.split_once('/')
     }
@@ -132,5 +132,6 @@ impl Repository {
 /// The hub names large files by their SHA-256 and others by a hash of 40 digits.
 pub fn etag(name: &str, body: &[u8]) -> String {
     let hash: String = Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect();
-    if name.ends_with(".safetensors") || name.ends_with(".bin") { hash } else { hash[..40].to_string() }
+    let is_large = [".safetensors", ".bin", ".parquet"].iter().any(|end| name.ends_with(end));
+    if is_large { hash } else { hash[..40].to_string() }
 }
