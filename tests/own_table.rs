@@ -136,7 +136,7 @@ fn bad_tables_are_refused_with_their_line() {
         ("a.jsonl", b"{\"text\":\"a\",\"label\":1}\nnot json\n", "a.jsonl:2: expected a JSON object a line"),
         ("a.jsonl", b"{\"text\":\"a\"}\n", "a.jsonl:1: there is no key `label`; the object has `text`"),
         ("a.jsonl", b"\n", "there is no row in it"),
-        ("a.xlsx", b"", "a name that ends in .csv, .tsv or .jsonl"),
+        ("a.xlsx", b"", "a name that ends in .csv, .tsv, .jsonl or .parquet"),
     ] {
         let error = refusal(name, bytes);
         assert!(error.contains(expected), "{error}\n  should say {expected}");
