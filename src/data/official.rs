@@ -3,7 +3,7 @@
 //! The files are not ours to give away. The hub's data set [`DATASET`] holds the same rows as Parquet, and they are written
 //! here as the TSV files that [`GlueTask::load`] reads, in the official layout: the official names of files and columns,
 //! no quoting, no header where CoLA has none, no labels in test files. Columns that the hub does not have (MRPC's ids,
-//! MNLI's parses, the sources of CoLA and STS-B) are there and empty. A new task is one row of [`LAYOUTS`].
+//! MNLI's parses, the sources of CoLA and STS-B) are there and empty. A new task is one row of `LAYOUTS`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
