@@ -79,9 +79,11 @@ impl Args {
             let refuse = || bitfit::Error::setting(flag, "seconds, 0 or more", x);
             Duration::try_from_secs_f64(x).map_err(|_| refuse())
         };
-        let size = |flag: &str, text: &str| parse_size(flag, text);
         let options = Options {
-            patch_memory: self.patch_memory.as_deref().map_or(Ok(usize::MAX), |text| size("--patch-memory", text))?,
+            patch_memory: self
+                .patch_memory
+                .as_deref()
+                .map_or(Ok(usize::MAX), |text| parse_size("--patch-memory", text))?,
             pins: self.pin.iter().map(|name| name.parse()).collect::<bitfit::Result<Vec<TaskName>>>()?,
             preload: self.preload,
             queue: self.queue,
@@ -89,8 +91,8 @@ impl Args {
             deadline: Duration::from_millis(self.deadline),
             poll: seconds("--poll", self.poll)?,
             read_only: self.read_only,
-            max_body: size("--max-body", &self.max_body)?,
-            max_text: size("--max-text", &self.max_text)?,
+            max_body: parse_size("--max-body", &self.max_body)?,
+            max_text: parse_size("--max-text", &self.max_text)?,
             max_inputs: self.max_inputs,
             max_connections: self.max_connections,
             drain: seconds("--drain", self.drain)?,

@@ -21,4 +21,4 @@ pub use columns::{cells, names};
 pub use partial::{Existing, can_resume, check_output};
 pub use row_writer::Form;
 pub use score::{Job, Progress, Scored, Scorer};
-pub use tasks::{Input, Predictions, TaskPatch, predict};
+pub use tasks::{Input, Predictions, TaskPatch, predict, tokenise};

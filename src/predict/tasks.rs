@@ -1,12 +1,13 @@
 //! Many tasks over one base: each text through every task, mixed in one batch.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::answer::{Prediction, from_logits};
 use super::batching::MAX_TOKENS;
 use crate::base::problem::Texts;
-use crate::base::tokenizer::Encoding;
+use crate::base::tokenizer::{Encoding, Tokenizer};
 use crate::data::evaluation_batches;
 use crate::device::PrecisionName;
 use crate::device::batch::{Batch, DropoutKey};
@@ -160,20 +161,8 @@ pub(super) fn predict_from(
         input.check(i)?;
         tasks.iter().try_for_each(|task| task.check(input, i))?;
     }
-    let tokenizer = encoder.base().tokenizer()?;
-    // Texts are tokenised once a maximum length, not once a task.
-    let mut lengths: Vec<usize> = tasks.iter().map(|t| t.metadata().max_length).collect();
-    lengths.sort_unstable();
-    lengths.dedup();
-    let encode = |max_length: &usize| -> Result<Vec<Encoding>> {
-        let of = |input: &Input| tokenizer.encode(&input.text, input.text_pair.as_deref(), *max_length);
-        inputs.iter().map(of).collect()
-    };
-    let encodings: Vec<Vec<Encoding>> = lengths.iter().map(encode).collect::<Result<_>>()?;
-    let of_task = |t: &TaskPatch| {
-        let at = lengths.partition_point(|length| *length < t.metadata().max_length);
-        &encodings[at]
-    };
+    let encodings = tokenise(encoder.base().tokenizer()?, inputs, tasks.iter().map(|t| t.metadata().max_length))?;
+    let of_task = |t: &TaskPatch| &encodings[&t.metadata().max_length];
 
     let mut logits = vec![vec![Vec::new(); inputs.len()]; tasks.len()];
     let (alone, shared): (Vec<usize>, Vec<usize>) = (0..tasks.len()).partition(|t| tasks[*t].task.is_alone());
@@ -188,7 +177,7 @@ pub(super) fn predict_from(
                 if present.last() != Some(&t) {
                     present.push(t);
                 }
-                let Encoding { ids, type_ids, .. } = &of_task(&tasks[t])[i];
+                let Encoding { ids, type_ids, .. } = &*of_task(&tasks[t])[i];
                 batch.push(ids, type_ids, present.len() - 1, DropoutKey::default(), None);
             }
             let attached: Vec<Option<Task>> = present.iter().map(|t| Some(tasks[*t].task.clone())).collect();
@@ -207,4 +196,21 @@ pub(super) fn predict_from(
     }
     let truncated = tasks.iter().map(|t| of_task(t).iter().filter(|e| e.truncated).count()).collect();
     Ok(Predictions { of_tasks, truncated })
+}
+
+/// The inputs as tasks of these maximum lengths read them: once a length, not once a task.
+///
+/// # Errors
+///
+/// What the tokenizer reports.
+pub fn tokenise(
+    tokenizer: &Tokenizer,
+    inputs: &[Input],
+    lengths: impl IntoIterator<Item = usize>,
+) -> Result<BTreeMap<usize, Vec<Arc<Encoding>>>> {
+    let of_length = |length| {
+        let of = |input: &Input| tokenizer.encode(&input.text, input.text_pair.as_deref(), length).map(Arc::new);
+        Ok((length, inputs.iter().map(of).collect::<Result<_>>()?))
+    };
+    lengths.into_iter().collect::<BTreeSet<_>>().into_iter().map(of_length).collect()
 }

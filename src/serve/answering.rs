@@ -1,6 +1,6 @@
 //! From texts to predictions: every route that answers goes through here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::registry::{Live, Registry};
 use crate::base::tokenizer::Encoding;
 use crate::encoder::Encoder;
-use crate::predict::{Input, Prediction};
+use crate::predict::{Input, Prediction, tokenise};
 
 /// What answers texts, and what limits it.
 pub(super) struct Answering {
@@ -112,17 +112,9 @@ impl Answering {
         live: &[Arc<Live>],
         inputs: Vec<Input>,
     ) -> Result<BTreeMap<usize, Vec<Arc<Encoding>>>, Problem> {
-        let lengths: BTreeSet<usize> = live.iter().map(|live| live.patch.metadata().max_length).collect();
+        let lengths: Vec<usize> = live.iter().map(|live| live.patch.metadata().max_length).collect();
         let encoder = self.encoder.clone();
-        let tokenise = move || -> crate::Result<BTreeMap<usize, Vec<Arc<Encoding>>>> {
-            let tokenizer = encoder.base().tokenizer()?;
-            let of_length = |length| {
-                let of =
-                    |input: &Input| tokenizer.encode(&input.text, input.text_pair.as_deref(), length).map(Arc::new);
-                Ok((length, inputs.iter().map(of).collect::<crate::Result<_>>()?))
-            };
-            lengths.into_iter().map(of_length).collect()
-        };
+        let tokenise = move || tokenise(encoder.base().tokenizer()?, &inputs, lengths);
         // Long texts take milliseconds, in which this thread would serve nobody else.
         let done = tokio::task::spawn_blocking(tokenise).await;
         Ok(done.map_err(|e| Problem::internal(format!("tokenising: {e}")))??)

@@ -163,11 +163,10 @@ async fn infer(
     let task = named.task()?;
     let (asked, tensors) = parse(&headers, bytes)?;
     let inputs = inputs(&asked, tensors)?;
-    if named.version.is_some() {
-        named.check(&*app.answering().registry.get(&task).await?)?;
-    }
     let answered = app.answering().answer(&[task], inputs, deadline).await?;
     let [answered] = &answered[..] else { return Err(Problem::internal("one task gave several answers").into()) };
+    // Of what has answered: another version may have come in between.
+    named.check(&answered.live)?;
     Ok(respond(&asked, answered)?)
 }
 

@@ -3,15 +3,19 @@
 //! A version becomes visible only after all of it was read, checked and attached; until then, and where that fails, the
 //! one before goes on. A [`Live`] is never changed: whoever holds one has that version to the end.
 
+mod slot;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use bytes::Bytes;
 
+pub(super) use self::slot::{Listed, Live};
+use self::slot::{Slot, State};
 use super::name::TaskName;
 use super::problem::Problem;
 use super::store::{Store, Tag, Version};
@@ -28,23 +32,6 @@ const MISSING_FOR: Duration = Duration::from_secs(1);
 /// Names that are remembered as missing; more are simply looked for.
 const MISSING_NAMES: usize = 10_000;
 
-/// A version of a task, attached.
-pub(super) struct Live {
-    /// Different for every version that was ever attached here.
-    pub id: u64,
-    /// The task's name in the store, and what answers it.
-    pub patch: TaskPatch,
-}
-
-/// What a task is, for those who list it.
-pub(super) struct Listed {
-    pub task: TaskName,
-    pub live: Option<Arc<Live>>,
-    pub is_pinned: bool,
-    /// What is wrong with the patch that the store holds now.
-    pub error: Option<String>,
-}
-
 /// See the module.
 pub(super) struct Registry {
     store: Store,
@@ -55,42 +42,6 @@ pub(super) struct Registry {
     missing: Mutex<HashMap<TaskName, Instant>>,
     loads: tokio::sync::Semaphore,
     clock: AtomicU64,
-}
-
-/// A task of the store.
-#[derive(Default)]
-struct Slot {
-    /// Held by whoever loads or changes the task; never while a request is answered.
-    changing: tokio::sync::Mutex<()>,
-    state: Mutex<State>,
-    /// When it was last asked for, by the registry's clock.
-    used: AtomicU64,
-}
-
-#[derive(Default)]
-struct State {
-    live: Option<Arc<Live>>,
-    /// The file that `live` or `refused` is of.
-    tag: Option<Tag>,
-    /// What was wrong with that file.
-    refused: Option<Problem>,
-}
-
-impl Slot {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere leaves the state whole: it changes in single assignments.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn live(&self) -> Option<Arc<Live>> {
-        self.state().live.clone()
-    }
-
-    /// Whether the store has no such task, as far as is known.
-    fn is_absent(&self) -> bool {
-        let state = self.state();
-        state.live.is_none() && state.tag.is_none() && state.refused.is_none()
-    }
 }
 
 impl Registry {
@@ -255,21 +206,24 @@ impl Registry {
 
     /// Every known task, by name.
     pub(super) fn list(&self) -> Vec<Listed> {
-        let of = |(task, slot): (&TaskName, &Arc<Slot>)| {
-            let state = slot.state();
-            Listed {
-                task: task.clone(),
-                live: state.live.clone(),
-                is_pinned: self.pins.contains(task),
-                error: state.refused.as_ref().map(|p| p.message.clone()),
-            }
-        };
-        self.slots().iter().filter(|(_, slot)| !slot.is_absent()).map(of).collect()
+        let known = self.slots();
+        known.iter().filter(|(_, slot)| !slot.is_absent()).map(|(task, slot)| self.described(task, slot)).collect()
     }
 
     /// What is known of one task.
     pub(super) fn listed(&self, task: &TaskName) -> Option<Listed> {
-        self.list().into_iter().find(|listed| listed.task == *task)
+        let slot = self.slots().get(task).filter(|slot| !slot.is_absent()).cloned()?;
+        Some(self.described(task, &slot))
+    }
+
+    fn described(&self, task: &TaskName, slot: &Slot) -> Listed {
+        let state = slot.state();
+        Listed {
+            task: task.clone(),
+            live: state.live.clone(),
+            is_pinned: self.pins.contains(task),
+            error: state.refused.as_ref().map(|p| p.message.clone()),
+        }
     }
 
     /// Live tasks.
@@ -314,7 +268,7 @@ impl Registry {
                 None => self.forget_if_gone(&task, &slot).await,
                 Some(_) if is_live => {
                     // Its outcome is in the list of tasks and in the log.
-                    self.load(&task, slot, Load::Changed).await.ok();
+                    self.load(&task, slot, Load::Anew).await.ok();
                 }
                 Some(tag) => {
                     let mut state = slot.state();
@@ -507,9 +461,7 @@ impl Registry {
 enum Load {
     /// Nothing is live; what was refused is not read again.
     Missing,
-    /// The store has another file than before.
-    Changed,
-    /// Somebody asks for it.
+    /// The store has another file than before, or somebody asks for it.
     Anew,
 }
 

@@ -5,7 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -120,6 +120,42 @@ pub(super) struct ErrorText {
     message: String,
 }
 
+/// Why a request for answers is refused.
+#[derive(IntoResponses)]
+#[allow(dead_code)]
+pub(super) enum AskRefused {
+    /// Not JSON
+    #[response(status = 400)]
+    Malformed(ErrorBody),
+    /// Key missing or wrong
+    #[response(status = 401)]
+    Unauthorized(ErrorBody),
+    /// Unknown task
+    #[response(status = 404)]
+    UnknownTask(ErrorBody),
+    /// The body took too long to arrive
+    #[response(status = 408)]
+    SlowBody(ErrorBody),
+    /// A task's patch is for another base
+    #[response(status = 409)]
+    WrongBase(ErrorBody),
+    /// Too large
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// Well-formed but invalid
+    #[response(status = 422)]
+    Invalid(ErrorBody),
+    /// Queue full, see Retry-After
+    #[response(status = 429)]
+    QueueFull(ErrorBody),
+    /// Stopping, or the store does not answer
+    #[response(status = 503)]
+    Unavailable(ErrorBody),
+    /// Deadline passed
+    #[response(status = 504)]
+    Late(ErrorBody),
+}
+
 /// A version to go back to.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -135,16 +171,7 @@ pub(super) struct Rollback {
     request_body = PredictTask,
     responses(
         (status = 200, body = TaskAnswers),
-        (status = 400, description = "Not JSON", body = ErrorBody),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 404, description = "Unknown task", body = ErrorBody),
-        (status = 408, description = "The body took too long to arrive", body = ErrorBody),
-        (status = 409, description = "The task's patch is for another base", body = ErrorBody),
-        (status = 413, description = "Too large", body = ErrorBody),
-        (status = 422, description = "Well-formed but invalid", body = ErrorBody),
-        (status = 429, description = "Queue full, see Retry-After", body = ErrorBody),
-        (status = 503, description = "Stopping, or the store does not answer", body = ErrorBody),
-        (status = 504, description = "Deadline passed", body = ErrorBody),
+        AskRefused,
     )
 )]
 async fn predict_task(
@@ -167,16 +194,7 @@ async fn predict_task(
     request_body = PredictMany,
     responses(
         (status = 200, body = ManyAnswers),
-        (status = 400, description = "Not JSON", body = ErrorBody),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 404, description = "Unknown task", body = ErrorBody),
-        (status = 408, description = "The body took too long to arrive", body = ErrorBody),
-        (status = 409, description = "A task's patch is for another base", body = ErrorBody),
-        (status = 413, description = "Too large", body = ErrorBody),
-        (status = 422, description = "Well-formed but invalid", body = ErrorBody),
-        (status = 429, description = "Queue full, see Retry-After", body = ErrorBody),
-        (status = 503, description = "Stopping, or the store does not answer", body = ErrorBody),
-        (status = 504, description = "Deadline passed", body = ErrorBody),
+        AskRefused,
     )
 )]
 async fn predict_many(

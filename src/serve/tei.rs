@@ -12,7 +12,7 @@ use utoipa_axum::routes;
 
 use super::problem::Problem;
 use super::request::{Deadline, Json, MayRead};
-use super::routes::{ErrorBody, body};
+use super::routes::{AskRefused, ErrorBody, body};
 use super::server::App;
 use crate::base::problem::Problem as Predicted;
 use crate::predict::json::number;
@@ -81,16 +81,7 @@ impl Inputs {
     params(("x-deadline-ms" = Option<u64>, Header, description = "Give up after so long")),
     responses(
         (status = 200, body = Value),
-        (status = 400, description = "Not JSON", body = ErrorBody),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 404, description = "Unknown task", body = ErrorBody),
-        (status = 408, description = "The body took too long to arrive", body = ErrorBody),
-        (status = 409, description = "The task's patch is for another base", body = ErrorBody),
-        (status = 413, description = "Too large", body = ErrorBody),
-        (status = 422, description = "Well-formed but invalid", body = ErrorBody),
-        (status = 429, description = "Queue full, see Retry-After", body = ErrorBody),
-        (status = 503, description = "Stopping, or the store does not answer", body = ErrorBody),
-        (status = 504, description = "Deadline passed", body = ErrorBody),
+        AskRefused,
     )
 )]
 async fn predict(
