@@ -2,44 +2,22 @@
 
 #[path = "common/command.rs"]
 mod command;
+#[path = "common/patches.rs"]
+mod patches;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bitfit::base::delta::{Change, Delta, Head};
 use bitfit::base::{Base, Config};
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::{Encoder, Task};
-use bitfit::patch::{Patch, Selection, delta};
+use bitfit::patch::Patch;
 use command::{pairs, run, table, tiny, train, write};
+use patches::random_delta;
 use proptest::prelude::*;
 use serde_json::Value;
-
-/// A patch of the biases that `spec` selects, its values decided by `seed`, with 2 to 4 outputs.
-fn random_delta(base: &Base, spec: &str, seed: u64) -> Delta {
-    let n_outputs = 2 + (seed % 3) as usize;
-    let number = |i: usize| {
-        let x = (i as u64 + 1).wrapping_mul(seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        ((x >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.4
-    };
-    let h = base.config().hidden_size;
-    let head = Head {
-        n_outputs,
-        weight: (0..n_outputs * h).map(number).collect(),
-        bias: (0..n_outputs).map(|i| number(i + 7)).collect(),
-        pooler: None,
-    };
-    let requests = Selection::parse(spec).unwrap().resolve(base.config(), base.has_pooler()).unwrap();
-    let mut values = delta::zeros(&requests, base.parameters(), head);
-    for (k, change) in values.changes.values_mut().enumerate() {
-        if let Change::Dense(values) = change {
-            values.iter_mut().enumerate().for_each(|(i, v)| *v = number(i + 1000 * k));
-        }
-    }
-    values
-}
 
 /// Sequence `i` of a composition: its length and tokens follow from the number.
 fn push(batch: &mut Batch, i: u64, group: usize) {
@@ -49,8 +27,25 @@ fn push(batch: &mut Batch, i: u64, group: usize) {
     batch.push(&ids, &types, group, DropoutKey::default(), None);
 }
 
-fn bits(row: &[f32]) -> Vec<u32> {
-    row.iter().map(|x| x.to_bits()).collect()
+/// One batch of these sequences, each with its group's task: every row has the bits that it has alone.
+fn each_row_is_as_alone(
+    encoder: &Encoder,
+    tasks: &[Option<Task>],
+    mut rows: Vec<(usize, u64)>,
+) -> Result<(), TestCaseError> {
+    let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    rows.sort_by_key(|row| row.0);
+    let mut mixed = Batch::new();
+    rows.iter().for_each(|(group, i)| push(&mut mixed, *i, *group));
+    let together = encoder.forward(&Arc::new(mixed), tasks).unwrap();
+    for ((group, i), row) in rows.iter().zip(&together) {
+        let mut alone = Batch::new();
+        push(&mut alone, *i, 0);
+        let alone = encoder.forward(&Arc::new(alone), &tasks[*group..=*group]).unwrap();
+        let precision = encoder.precision();
+        prop_assert_eq!(bits(row), bits(&alone[0]), "{}: sequence {} of group {}", precision, i, group);
+    }
+    Ok(())
 }
 
 proptest! {
@@ -65,20 +60,10 @@ proptest! {
     ) {
         let base = Base::from_folder(&tiny()).unwrap();
         let encoder = Encoder::new(&base, Placement { n_threads, precision, ..Placement::default() }).unwrap();
-        let attach = |seed| encoder.attach(&random_delta(&base, "bitfit", seed)).unwrap();
+        let attach = |seed| encoder.attach(&random_delta(&base, "bitfit", 2 + (seed % 3) as usize, seed)).unwrap();
         // The ninth group is the base without a task.
         let tasks: Vec<Option<Task>> = (0..8).map(|seed| Some(attach(seed))).chain([None]).collect();
-        let mut rows = rows;
-        rows.sort_by_key(|row| row.0);
-        let mut mixed = Batch::new();
-        rows.iter().for_each(|(group, i)| push(&mut mixed, *i, *group));
-        let together = encoder.forward(&Arc::new(mixed), &tasks).unwrap();
-        for ((group, i), row) in rows.iter().zip(&together) {
-            let mut alone = Batch::new();
-            push(&mut alone, *i, 0);
-            let alone = encoder.forward(&Arc::new(alone), &tasks[*group..=*group]).unwrap();
-            prop_assert_eq!(bits(row), bits(&alone[0]), "{}: sequence {} of group {}", precision, i, group);
-        }
+        each_row_is_as_alone(&encoder, &tasks, rows)?;
     }
 
     /// Tasks that leave lower layers as the base has them run these once over equal texts: each row still has the bits
@@ -92,21 +77,11 @@ proptest! {
         let encoder = Encoder::new(&base, Placement { n_threads: 2, precision, ..Placement::default() }).unwrap();
         let specs = ["bitfit layers=2..4", "bitfit layers=2..4", "bitfit layers=1..3", "bitfit", "frozen", "frozen"];
         let specs = specs.into_iter().chain(["bitfit terms=intermediate layers=3..4", "bitfit terms=pooler"]);
-        let attach = |(seed, spec)| Some(encoder.attach(&random_delta(&base, spec, seed)).unwrap());
+        let attach = |(seed, spec)| Some(encoder.attach(&random_delta(&base, spec, 2 + (seed % 3) as usize, seed)).unwrap());
         let tasks: Vec<Option<Task>> = (0..).zip(specs).map(attach).chain([None]).collect();
         let begins: Vec<usize> = tasks.iter().flatten().map(Task::begins).collect();
         prop_assert_eq!(begins, [2, 2, 1, 0, 4, 4, 3, 4]);
-        let mut rows = rows;
-        rows.sort_by_key(|row| row.0);
-        let mut mixed = Batch::new();
-        rows.iter().for_each(|(group, i)| push(&mut mixed, *i, *group));
-        let together = encoder.forward(&Arc::new(mixed), &tasks).unwrap();
-        for ((group, i), row) in rows.iter().zip(&together) {
-            let mut alone = Batch::new();
-            push(&mut alone, *i, 0);
-            let alone = encoder.forward(&Arc::new(alone), &tasks[*group..=*group]).unwrap();
-            prop_assert_eq!(bits(row), bits(&alone[0]), "{}: sequence {} of group {}", precision, i, group);
-        }
+        each_row_is_as_alone(&encoder, &tasks, rows)?;
     }
 }
 

@@ -46,7 +46,7 @@ fn alone(patch: &Path, text: &str) -> Value {
 
 #[test]
 fn each_task_answers_as_the_command_does_to_the_bit() {
-    let (base, folder) = (base(), store(&base()));
+    let folder = store(&base());
     let server = serve(folder.path(), &[]);
     for (task, file) in [("a", "a.safetensors"), ("b", "b.safetensors"), ("run", "run/patch.safetensors")] {
         let expected = alone(&folder.path().join(file), TEXT);
@@ -61,7 +61,6 @@ fn each_task_answers_as_the_command_does_to_the_bit() {
     assert_eq!(many["results"][1]["predictions"][0], server.predict("a", TEXT).json()["predictions"][0]);
     let pair = json!({"inputs": [{"text": TEXT, "text_pair": "the plot was bad"}]}).to_string();
     assert!(server.ask("POST", "/v1/tasks/pairs/predict", pair).ok().json()["predictions"][0]["value"].is_f64());
-    drop(base);
 }
 
 #[test]
@@ -133,7 +132,8 @@ fn what_cannot_be_done_says_so_with_its_status() {
 
 #[test]
 fn a_patch_for_another_base_or_of_weights_is_refused_by_name() {
-    let (base, folder) = (base(), store(&base()));
+    let base = base();
+    let folder = store(&base);
     let server = serve(folder.path(), &[]);
     let mut other = two_classes(&base, 5);
     let (ours, theirs) = (base.fingerprint().to_string(), "0".repeat(64));
@@ -191,7 +191,8 @@ fn keys_decide_who_may_ask_and_who_may_change() {
 
 #[test]
 fn tasks_are_uploaded_replaced_rolled_back_and_removed_and_a_restart_loses_nothing() {
-    let (base, folder) = (base(), store(&base()));
+    let base = base();
+    let folder = store(&base);
     let server = serve(folder.path(), &[]);
     let [first, second] = [11, 12].map(|seed| two_classes(&base, seed));
     let put = |bytes: &[u8]| server.ask("PUT", "/v1/tasks/new", bytes);
@@ -238,7 +239,8 @@ fn tasks_are_uploaded_replaced_rolled_back_and_removed_and_a_restart_loses_nothi
 
 #[test]
 fn the_folder_is_watched_and_a_bad_file_leaves_the_old_version_serving() {
-    let (base, folder) = (base(), store(&base()));
+    let base = base();
+    let folder = store(&base);
     let server = serve(folder.path(), &["--poll", "0.1"]);
     let patch_of = |task: &str| server.predict(task, TEXT).ok().json()["patch"].clone();
     let before = patch_of("a");

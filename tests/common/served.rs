@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+#[path = "patches.rs"]
+mod patches;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -9,30 +12,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bitfit::base::Base;
-use bitfit::base::delta::{Change, Head};
 use bitfit::base::problem::{Problem, Texts};
-use bitfit::patch::{Dtype, Metadata, Patch, Pooling, Selection, delta};
+use bitfit::patch::{Dtype, Metadata, Patch, Pooling};
 use serde_json::Value;
+
+use self::patches::random_delta;
 
 /// The bytes of a patch over `base` whose values, and so whose answers, follow from `seed`.
 pub fn patch(base: &Base, spec: &str, problem: Problem, texts: Texts, seed: u64) -> Vec<u8> {
-    let number = |i: usize| {
-        let x = (i as u64 + 1).wrapping_mul(2 * seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        ((x >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 0.4
-    };
-    let (h, n_outputs) = (base.config().hidden_size, problem.n_outputs());
-    let head = Head {
-        n_outputs,
-        weight: (0..n_outputs * h).map(number).collect(),
-        bias: (0..n_outputs).map(|i| number(i + 7)).collect(),
-        pooler: None,
-    };
-    let requests = Selection::parse(spec).unwrap().resolve(base.config(), base.has_pooler()).unwrap();
-    let mut values = delta::zeros(&requests, base.parameters(), head);
-    for (k, change) in values.changes.values_mut().enumerate() {
-        let (Change::Dense(values) | Change::Sparse { values, .. }) = change;
-        values.iter_mut().enumerate().for_each(|(i, v)| *v = number(i + 1000 * k));
-    }
+    let values = random_delta(base, spec, problem.n_outputs(), seed);
     let metadata = Metadata {
         task: "trained-as".into(),
         problem,
