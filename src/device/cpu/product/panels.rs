@@ -26,6 +26,9 @@ const GROUP: usize = 256;
 const BESIDES: usize = 2;
 /// Tiles of a block: enough to outweigh fetching the panel that they share.
 const TILES: usize = 12;
+/// Rows a thread from which on rows are shared out, and every thread reads the whole right side: with fewer, reading it
+/// takes longer than multiplying.
+const ROWS: usize = 22;
 
 /// A right side, (steps, columns).
 pub struct Panels<B> {
@@ -259,7 +262,7 @@ pub fn multiply<A: Element, B: Element, C: Element, E: Send>(
     let ld = (b.steps + BESIDES).next_multiple_of(32) + 16;
     let (panels, n_threads) = (b.cols.div_ceil(b.width), rayon::current_num_threads());
     let fewest = m.div_ceil(tile.rows);
-    let by_rows = fewest >= 2 * n_threads || panels == 1;
+    let by_rows = m >= ROWS * n_threads || panels == 1;
     // As many as divide by the threads: seven tiles of fourteen rows on two threads would leave one idle for a seventh
     // of the time.
     let tiles = if by_rows { fewest.next_multiple_of(n_threads).min(m) } else { fewest };
