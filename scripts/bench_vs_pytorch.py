@@ -34,7 +34,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from measured import cpu, write_aside
+from measured import commit, facts, write_aside
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ROOT / "benches" / "results" / "speed"
@@ -189,30 +189,6 @@ ROWS = [
 ]
 # our precision, MB over the model at most, MB aimed at
 MEMORY = [("f32", 1450, 1360), ("bf16", 800, 700)]
-
-
-def facts():
-    """The processor by name and its widest arithmetic, and its cores."""
-    found = cpu()
-    if found is None:
-        return {"processor": "unknown", "kind": "unknown", "cores": os.cpu_count()}
-    model, flags = found
-    # As the engine chooses; each set needs those before it.
-    sets = [("avx2", ["avx2", "fma"]), ("avx512", ["avx512f", "avx512bw", "avx512dq", "avx512vl"]),
-            ("avx512-vnni", ["avx512_vnni"]), ("avx512-bf16", ["avx512_bf16"])]  # fmt: skip
-    kind = "portable"
-    for name, needed in sets:
-        if not set(needed) <= set(flags):
-            break
-        kind = name
-    return {"processor": model, "kind": kind, "cores": os.cpu_count()}
-
-
-def commit():
-    """The commit that last changed what is measured, marked where it was changed since."""
-    code = ["--", "src", "Cargo.toml", "Cargo.lock"]
-    git = lambda *of: subprocess.run(["git", *of, *code], capture_output=True, text=True, cwd=ROOT).stdout.strip()  # noqa: E731
-    return git("log", "-1", "--format=%h") + (" with changes" if git("status", "--porcelain") else "")
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------

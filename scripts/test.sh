@@ -3,7 +3,8 @@
 # after a failure, so that one run shows everything, and ends with a table of the stages.
 #
 # What cannot run here is named as skipped, with the reason. BITFIT_GLUE_DIR brings in the tests that read GLUE's own
-# files; BITFIT_PYTHON names a Python with torch and transformers for the tests that compare with them.
+# files; BITFIT_PYTHON names a Python with torch and transformers for the tests that compare with them. Other people's
+# clients and stores, and a browser, are installed for the tests of the server.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -74,6 +75,12 @@ EOF
   cargo install cargo-deny --locked --version "$DENY_VERSION" --root "$tools"
 }
 
+install_oracles() {
+  local start=$SECONDS
+  scripts/oracles.sh "$tools/oracles" >"$tools/oracles.paths" 2>>"$log" || return
+  table+=("$(printf '%-34s %-8s %5d s' "others' clients and stores" ok $((SECONDS - start)))")
+}
+
 stage "default base" scripts/fetch-base.sh
 
 if cargo fmt --version >/dev/null 2>&1; then
@@ -105,6 +112,13 @@ for path in avx2 avx512 avx512-vnni avx512-bf16; do
 done
 
 stage "examples in the docs" tests --doc
+# Clients and stores that others wrote, which the server is held against.
+if install_oracles; then
+  mapfile -t oracles <"$tools/oracles.paths"
+  export BITFIT_ORACLES=${oracles[0]} BITFIT_BROWSER=${oracles[1]}
+else
+  skip "others' clients and stores" "scripts/oracles.sh could not install them; $log says why"
+fi
 mapfile -t binary < <(targets with)
 if [ ${#binary[@]} -gt 0 ]; then
   stage "tests through the binary" tests "${binary[@]}"

@@ -7,13 +7,13 @@ mod served;
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bitfit::base::Base;
 use bitfit::base::problem::{Problem, Texts};
 use command::{bitfit, run, tiny};
 use serde_json::{Value, json};
-use served::{Client, Served, hash_of, patch, two_classes};
+use served::{Client, Served, hash_of, patch, two_classes, until};
 
 const TEXT: &str = "the movie was good";
 
@@ -244,26 +244,19 @@ fn the_folder_is_watched_and_a_bad_file_leaves_the_old_version_serving() {
     let server = serve(folder.path(), &["--poll", "0.1"]);
     let patch_of = |task: &str| server.predict(task, TEXT).ok().json()["patch"].clone();
     let before = patch_of("a");
-    let until = |what: &str, done: &dyn Fn() -> bool| {
-        let end = Instant::now() + Duration::from_secs(20);
-        while !done() {
-            assert!(Instant::now() < end, "{what}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    };
     // A name that is new in the store is found when it is asked for.
     fs::write(folder.path().join("late.safetensors"), two_classes(&base, 20)).unwrap();
     assert_eq!(patch_of("late"), hash_of(&two_classes(&base, 20)));
 
     fs::write(folder.path().join("a.safetensors"), b"half a patch").unwrap();
     let error = || server.ask("GET", "/v1/tasks/a", "").json()["error"].as_str().map(String::from);
-    until("the bad file is reported", &|| error().is_some());
+    until("the bad file is reported", || error().is_some());
     assert_eq!(patch_of("a"), before);
     fs::write(folder.path().join("a.safetensors"), two_classes(&base, 21)).unwrap();
-    until("the good file is taken", &|| patch_of("a") == hash_of(&two_classes(&base, 21)));
+    until("the good file is taken", || patch_of("a") == hash_of(&two_classes(&base, 21)));
     assert_eq!(error(), None);
     fs::remove_file(folder.path().join("a.safetensors")).unwrap();
-    until("the removed task is gone", &|| server.predict("a", TEXT).status == 404);
+    until("the removed task is gone", || server.predict("a", TEXT).status == 404);
 }
 
 #[test]
@@ -318,10 +311,9 @@ fn sigterm_answers_what_was_accepted_and_says_that_it_is_not_ready() {
     let mut watching = Client::new(&server.address);
     clients.iter_mut().for_each(|client| client.send("POST", "/v1/tasks/a/predict", &[], text.as_bytes()));
     // Accepted, once the queue counts them.
-    let end = Instant::now() + Duration::from_secs(20);
-    while watching.ask("GET", "/info", &[], b"").json()["queue"]["questions"].as_u64() < Some(1) {
-        assert!(Instant::now() < end, "the requests are in the queue");
-    }
+    until("the requests are in the queue", || {
+        watching.ask("GET", "/info", &[], b"").json()["queue"]["questions"].as_u64() >= Some(1)
+    });
     server.signal("-TERM");
     for client in &mut clients {
         let reply = client.reply().expect("an accepted request is answered").ok();

@@ -51,6 +51,16 @@ pub fn hash_of(patch: &[u8]) -> String {
     Patch::from_bytes(patch, Path::new("a patch")).unwrap().content_hash().to_string()
 }
 
+/// Waits until something has come about, at most 30 s.
+#[track_caller]
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A running `bitfit serve`; killed when it is dropped.
 pub struct Served {
     pub child: Child,
