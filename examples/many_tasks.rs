@@ -13,12 +13,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use bitfit::base::delta::{Change, Head};
 use bitfit::base::problem::{Problem, Texts};
 use bitfit::base::{Base, BaseSpec, Config};
-use bitfit::patch::{Dtype, Metadata, Patch, Pooling, Selection, delta};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use bitfit::patch::{Dtype, Patch, Selection};
 use safetensors::tensor::TensorView;
 
 fn main() -> anyhow::Result<()> {
@@ -28,7 +25,7 @@ fn main() -> anyhow::Result<()> {
         [_, out, shape, tasks, selection] => (Path::new(out), shape, tasks, selection.as_str()),
         _ => anyhow::bail!("usage: many_tasks OUT SHAPE TASKS [SELECTION]"),
     };
-    let tasks: usize = tasks.parse().context("TASKS is a number")?;
+    let (tasks, selection): (u64, _) = (tasks.parse().context("TASKS is a number")?, Selection::parse(selection)?);
     let folder = out.join("base");
     match shape.as_str() {
         _ if folder.exists() => {}
@@ -40,8 +37,9 @@ fn main() -> anyhow::Result<()> {
     let store = out.join("patches");
     fs::create_dir_all(&store)?;
     for task in 0..tasks {
-        let bytes = random_patch(&base, selection, task as u64)?;
-        fs::write(store.join(format!("t{task:03}.safetensors")), bytes)?;
+        let classes = Problem::Classes(vec!["bad".into(), "good".into()]);
+        let patch = Patch::random(&base, &selection, classes, Texts::One, task)?;
+        patch.save(&store.join(format!("t{task:03}.safetensors")), Dtype::F32)?;
     }
     Ok(())
 }
@@ -77,35 +75,4 @@ fn write_base(base: &Base, folder: &Path) -> anyhow::Result<()> {
     let views = views.collect::<anyhow::Result<Vec<_>>>()?;
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors"))?;
     Ok(())
-}
-
-/// A patch of two classes whose values follow from `seed`.
-fn random_patch(base: &Base, selection: &str, seed: u64) -> anyhow::Result<Vec<u8>> {
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut numbers = |n: usize| -> Vec<f32> { (0..n).map(|_| random.random_range(-0.1..0.1)).collect() };
-    let h = base.config().hidden_size;
-    let head = Head { n_outputs: 2, weight: numbers(2 * h), bias: numbers(2), pooler: None };
-    let requests = Selection::parse(selection)?.resolve(base.config(), base.has_pooler())?;
-    let mut values = delta::zeros(&requests, base.parameters(), head);
-    for change in values.changes.values_mut() {
-        let (Change::Dense(values) | Change::Sparse { values, .. }) = change;
-        *values = numbers(values.len());
-    }
-    let metadata = Metadata {
-        task: format!("t{seed:03}"),
-        problem: Problem::Classes(vec!["bad".into(), "good".into()]),
-        texts: Texts::One,
-        max_length: 128,
-        pooling: Pooling::Cls,
-        selection: selection.into(),
-        base_id: base.id().into(),
-        base_fingerprint: base.fingerprint().into(),
-        tokenizer_fingerprint: base.tokenizer()?.fingerprint().into(),
-        training_digest: "0".repeat(64),
-        metrics: [("accuracy".to_string(), 0.5)].into(),
-        split: "dev".into(),
-        epoch: 0,
-        content_hash: String::new(),
-    };
-    Ok(Patch::new(metadata, values, base.config(), base.has_pooler())?.to_bytes(Dtype::F32)?)
 }

@@ -4,13 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bitfit::base::delta::{Change, Head};
 use bitfit::base::problem::{Problem, Texts};
 use bitfit::base::{Base, spec};
 use bitfit::device::Placement;
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::encoder::Encoder;
-use bitfit::patch::{Metadata, Method, Patch, Pooling, Selection, candle, delta};
+use bitfit::patch::{Method, Patch, Selection, candle};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::bert::BertModel;
 
@@ -19,34 +18,8 @@ const STATES: f32 = 1e-4;
 
 /// A patch of every bias over a base, with differences large enough to be seen.
 fn patch(base: &Base) -> Patch {
-    let selection = Selection::new(Method::Bitfit);
-    let requests = selection.resolve(base.config(), base.has_pooler()).unwrap();
-    let h = base.config().hidden_size;
-    let number = |i: usize| ((i * 7919 % 1000) as f32 / 1000.0 - 0.5) * 0.2;
-    let head = Head { n_outputs: 2, weight: (0..2 * h).map(number).collect(), bias: vec![0.1, -0.1], pooler: None };
-    let mut values = delta::zeros(&requests, base.parameters(), head);
-    for change in values.changes.values_mut() {
-        if let Change::Dense(values) = change {
-            values.iter_mut().enumerate().for_each(|(i, v)| *v = number(i + 3));
-        }
-    }
-    let metadata = Metadata {
-        task: "parity".into(),
-        problem: Problem::Classes(vec!["a".into(), "b".into()]),
-        texts: Texts::One,
-        max_length: 32,
-        pooling: Pooling::Cls,
-        selection: selection.spec(),
-        base_id: base.id().into(),
-        base_fingerprint: base.fingerprint().into(),
-        tokenizer_fingerprint: base.tokenizer().unwrap().fingerprint().into(),
-        training_digest: "0".repeat(64),
-        metrics: Default::default(),
-        split: "none".into(),
-        epoch: 1,
-        content_hash: String::new(),
-    };
-    Patch::new(metadata, values, base.config(), base.has_pooler()).unwrap()
+    let classes = Problem::Classes(vec!["a".into(), "b".into()]);
+    Patch::random(base, &Selection::new(Method::Bitfit), classes, Texts::One, 1).unwrap()
 }
 
 fn agrees(base: &Base, texts: &[&str]) {

@@ -19,7 +19,8 @@ use bitfit::patch::{Dtype, Patch, merge};
 use tiny_base::{folder, patch, two};
 
 /// What both sides answer: one token, upper case, and a text that the patch's maximum length cuts.
-const TEXTS: [&str; 3] = ["a", "Bcd Ef", "x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x"];
+const TEXTS: [&str; 3] =
+    ["a", "Bcd Ef", "x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x x"];
 
 /// Holds the model of `load_patch` against the merged folder's tensors, which this crate added up, and the logits that
 /// transformers computes from either against this crate's.

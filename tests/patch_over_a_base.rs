@@ -116,7 +116,7 @@ fn merge_writes_the_whole_model_and_its_settings() {
                 assert_eq!(config["num_labels"], 1);
             }
             let tokenizer = json("tokenizer_config.json");
-            assert_eq!((&tokenizer["do_lower_case"], &tokenizer["model_max_length"]), (&false.into(), &24.into()));
+            assert_eq!((&tokenizer["do_lower_case"], &tokenizer["model_max_length"]), (&false.into(), &40.into()));
             // What comes out is a base again, with the same tokenizer.
             let again = Base::from_folder(&out).unwrap();
             assert_eq!(again.tokenizer().unwrap().fingerprint(), base.tokenizer().unwrap().fingerprint());

@@ -2,20 +2,18 @@
 
 #[path = "common/command.rs"]
 mod command;
-#[path = "common/patches.rs"]
-mod patches;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bitfit::base::problem::{Problem, Texts};
 use bitfit::base::{Base, Config};
 use bitfit::device::batch::{Batch, DropoutKey};
 use bitfit::device::{Placement, PrecisionName};
 use bitfit::encoder::{Encoder, Task};
-use bitfit::patch::Patch;
+use bitfit::patch::{Patch, Selection};
 use command::{pairs, run, table, tiny, train, write};
-use patches::random_delta;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -48,6 +46,14 @@ fn each_row_is_as_alone(
     Ok(())
 }
 
+/// A task of two to four classes with values that nobody trained.
+fn attached(encoder: &Encoder, spec: &str, seed: u64) -> Task {
+    let classes = Problem::Classes((0..2 + seed % 3).map(|class| class.to_string()).collect());
+    let selection = Selection::parse(spec).unwrap();
+    let patch = Patch::random(encoder.base(), &selection, classes, Texts::One, seed).unwrap();
+    encoder.attach(patch.delta()).unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -60,7 +66,7 @@ proptest! {
     ) {
         let base = Base::from_folder(&tiny()).unwrap();
         let encoder = Encoder::new(&base, Placement { n_threads, precision, ..Placement::default() }).unwrap();
-        let attach = |seed| encoder.attach(&random_delta(&base, "bitfit", 2 + (seed % 3) as usize, seed)).unwrap();
+        let attach = |seed| attached(&encoder, "bitfit", seed);
         // The ninth group is the base without a task.
         let tasks: Vec<Option<Task>> = (0..8).map(|seed| Some(attach(seed))).chain([None]).collect();
         each_row_is_as_alone(&encoder, &tasks, rows)?;
@@ -77,7 +83,7 @@ proptest! {
         let encoder = Encoder::new(&base, Placement { n_threads: 2, precision, ..Placement::default() }).unwrap();
         let specs = ["bitfit layers=2..4", "bitfit layers=2..4", "bitfit layers=1..3", "bitfit", "frozen", "frozen"];
         let specs = specs.into_iter().chain(["bitfit terms=intermediate layers=3..4", "bitfit terms=pooler"]);
-        let attach = |(seed, spec)| Some(encoder.attach(&random_delta(&base, spec, 2 + (seed % 3) as usize, seed)).unwrap());
+        let attach = |(seed, spec)| Some(attached(&encoder, spec, seed));
         let tasks: Vec<Option<Task>> = (0..).zip(specs).map(attach).chain([None]).collect();
         let begins: Vec<usize> = tasks.iter().flatten().map(Task::begins).collect();
         prop_assert_eq!(begins, [2, 2, 1, 0, 4, 4, 3, 4]);

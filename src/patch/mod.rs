@@ -19,6 +19,7 @@ mod header;
 mod random;
 mod spec;
 mod tensors;
+mod untrained;
 
 pub use aside::write_aside;
 pub(crate) use aside::{destination, rename};

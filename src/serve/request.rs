@@ -21,6 +21,16 @@ const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// A request's own deadline in milliseconds, where it wants a shorter one than the server's.
 pub(super) const DEADLINE_HEADER: &str = "x-deadline-ms";
 
+/// [`DEADLINE_HEADER`], for the document of the API.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "only its description is used")]
+pub(super) struct DeadlineHeader {
+    /// Milliseconds after which to give up (504), where the server's own deadline is longer.
+    #[param(rename = "x-deadline-ms", required = false, minimum = 1)]
+    ms: u64,
+}
+
 /// Proof that the request may ask.
 pub(super) struct MayRead;
 

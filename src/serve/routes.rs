@@ -12,7 +12,7 @@ use utoipa_axum::routes;
 use super::name::TaskName;
 use super::problem::Problem;
 use super::registry::{Listed, Live};
-use super::request::{Deadline, Json, MayChange, MayRead, OfTask, PatchBytes};
+use super::request::{Deadline, DeadlineHeader, Json, MayChange, MayRead, OfTask, PatchBytes};
 use super::server::App;
 use crate::base::problem::Problem as Predicted;
 use crate::predict::{Input, json as wire};
@@ -167,7 +167,7 @@ pub(super) struct Rollback {
 /// Answer texts with one task.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/predict", tag = "predict",
-    params(("task" = String, Path), ("x-deadline-ms" = Option<u64>, Header, description = "Give up after so long")),
+    params(("task" = String, Path), DeadlineHeader),
     request_body = PredictTask,
     responses(
         (status = 200, body = TaskAnswers),
@@ -190,7 +190,7 @@ async fn predict_task(
 /// Answer the same texts with many tasks, in one batch.
 #[utoipa::path(
     post, path = "/v1/predict", tag = "predict",
-    params(("x-deadline-ms" = Option<u64>, Header, description = "Give up after so long")),
+    params(DeadlineHeader),
     request_body = PredictMany,
     responses(
         (status = 200, body = ManyAnswers),

@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::problem::Problem;
-use super::request::{Deadline, Json, MayRead};
+use super::request::{Deadline, DeadlineHeader, Json, MayRead};
 use super::routes::{AskRefused, ErrorBody, body};
 use super::server::App;
 use crate::base::problem::Problem as Predicted;
@@ -78,7 +78,7 @@ impl Inputs {
 /// Answer with one task: labels with their scores, the largest first.
 #[utoipa::path(
     post, path = "/predict", tag = "text-embeddings-inference", request_body = PredictLike,
-    params(("x-deadline-ms" = Option<u64>, Header, description = "Give up after so long")),
+    params(DeadlineHeader),
     responses(
         (status = 200, body = Value),
         AskRefused,

@@ -2,9 +2,6 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-#[path = "patches.rs"]
-mod patches;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -13,31 +10,13 @@ use std::time::{Duration, Instant};
 
 use bitfit::base::Base;
 use bitfit::base::problem::{Problem, Texts};
-use bitfit::patch::{Dtype, Metadata, Patch, Pooling};
+use bitfit::patch::{Dtype, Patch, Selection};
 use serde_json::Value;
-
-use self::patches::random_delta;
 
 /// The bytes of a patch over `base` whose values, and so whose answers, follow from `seed`.
 pub fn patch(base: &Base, spec: &str, problem: Problem, texts: Texts, seed: u64) -> Vec<u8> {
-    let values = random_delta(base, spec, problem.n_outputs(), seed);
-    let metadata = Metadata {
-        task: "trained-as".into(),
-        problem,
-        texts,
-        max_length: 32,
-        pooling: Pooling::Cls,
-        selection: spec.into(),
-        base_id: base.id().into(),
-        base_fingerprint: base.fingerprint().into(),
-        tokenizer_fingerprint: base.tokenizer().unwrap().fingerprint().into(),
-        training_digest: "0".repeat(64),
-        metrics: [("accuracy".to_string(), 0.5)].into(),
-        split: "dev".into(),
-        epoch: 1,
-        content_hash: String::new(),
-    };
-    Patch::new(metadata, values, base.config(), base.has_pooler()).unwrap().to_bytes(Dtype::F32).unwrap()
+    let selection = Selection::parse(spec).unwrap();
+    Patch::random(base, &selection, problem, texts, seed).unwrap().to_bytes(Dtype::F32).unwrap()
 }
 
 /// A patch of every bias for texts of two classes.

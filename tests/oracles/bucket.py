@@ -5,6 +5,7 @@ with its standard input.
 """
 
 import json
+import logging
 import sys
 
 import boto3
@@ -14,6 +15,8 @@ BUCKET = "patches"
 
 
 def main():
+    # A line a request says nothing that a test reads.
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use bitfit::base::delta::{Change, Head};
 use bitfit::base::problem::{Problem, Texts};
 use bitfit::base::{Base, Config};
-use bitfit::patch::{Metadata, Patch, Pooling, Selection, delta};
+use bitfit::patch::{Patch, Selection};
 use safetensors::tensor::{Dtype, TensorView};
 
 /// Random weights of the tiny shape, spread wider than before pretraining: with 0.02, two texts differ in their logits by
@@ -47,38 +46,7 @@ pub fn folder(path: &Path, has_pooler: bool) -> Base {
 
 /// A patch of this selection, with every value different from zero.
 pub fn patch(base: &Base, spec: &str, problem: Problem) -> Patch {
-    let config = base.config();
-    let requests = Selection::parse(spec).unwrap().resolve(config, base.has_pooler()).unwrap();
-    let (hidden, n_outputs) = (config.hidden_size, problem.n_outputs());
-    let ramp = |n: usize| (0..n).map(|i| ((i * 37 % 101) as f32 - 50.5) / 400.0).collect::<Vec<_>>();
-    let head = Head {
-        n_outputs,
-        weight: ramp(n_outputs * hidden),
-        bias: ramp(n_outputs),
-        pooler: (!base.has_pooler()).then(|| (ramp(hidden * hidden), ramp(hidden))),
-    };
-    let mut values = delta::zeros(&requests, base.parameters(), head);
-    for change in values.changes.values_mut() {
-        let (Change::Dense(values) | Change::Sparse { values, .. }) = change;
-        *values = ramp(values.len());
-    }
-    let metadata = Metadata {
-        task: "letters".into(),
-        problem,
-        texts: Texts::One,
-        max_length: 24,
-        pooling: Pooling::Cls,
-        selection: spec.into(),
-        base_id: base.id().into(),
-        base_fingerprint: base.fingerprint().into(),
-        tokenizer_fingerprint: base.tokenizer().unwrap().fingerprint().into(),
-        training_digest: "0".repeat(64),
-        metrics: [("accuracy".to_string(), 0.5)].into(),
-        split: "dev".into(),
-        epoch: 1,
-        content_hash: String::new(),
-    };
-    Patch::new(metadata, values, config, base.has_pooler()).unwrap()
+    Patch::random(base, &Selection::parse(spec).unwrap(), problem, Texts::One, 1).unwrap()
 }
 
 /// Two classes.

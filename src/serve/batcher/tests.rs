@@ -4,7 +4,7 @@ use crate::base::problem::{Problem, Texts};
 use crate::base::tokenizer::Tokenizer;
 use crate::base::{Base, Config};
 use crate::device::Placement;
-use crate::patch::{Metadata, Patch, Pooling, Selection, delta};
+use crate::patch::{Method, Patch, Selection};
 use crate::predict::TaskPatch;
 
 fn encoder() -> Encoder {
@@ -18,29 +18,8 @@ fn encoder() -> Encoder {
 }
 
 fn live(encoder: &Encoder, id: u64) -> Arc<Live> {
-    let base = encoder.base();
-    let requests = Selection::parse("bitfit").unwrap().resolve(base.config(), base.has_pooler()).unwrap();
-    let h = base.config().hidden_size;
-    let weight = (0..2 * h).map(|i| ((i as u64 * 7 + id) % 13) as f32 / 13.0 - 0.5).collect();
-    let head = crate::base::delta::Head { n_outputs: 2, weight, bias: vec![0.1, -0.1], pooler: None };
-    let values = delta::zeros(&requests, base.parameters(), head);
-    let metadata = Metadata {
-        task: format!("t{id}"),
-        problem: Problem::Classes(vec!["a".into(), "b".into()]),
-        texts: Texts::One,
-        max_length: 16,
-        pooling: Pooling::Cls,
-        selection: "bitfit".into(),
-        base_id: base.id().into(),
-        base_fingerprint: base.fingerprint().into(),
-        tokenizer_fingerprint: base.tokenizer().unwrap().fingerprint().into(),
-        training_digest: "0".repeat(64),
-        metrics: Default::default(),
-        split: "dev".into(),
-        epoch: 1,
-        content_hash: String::new(),
-    };
-    let patch = Patch::new(metadata, values, base.config(), base.has_pooler()).unwrap();
+    let (selection, classes) = (Selection::new(Method::Bitfit), Problem::Classes(vec!["a".into(), "b".into()]));
+    let patch = Patch::random(encoder.base(), &selection, classes, Texts::One, id).unwrap();
     Arc::new(Live { id, patch: TaskPatch::attach(patch, encoder).unwrap() })
 }
 
