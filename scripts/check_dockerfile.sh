@@ -246,6 +246,7 @@ answers() { # PATH: within a minute
     kill -0 "$outer" 2>/dev/null || break
     sleep 0.5
   done
+  echo "the server's own output:"
   cat "$work/server"
   return 1
 }
@@ -271,6 +272,6 @@ ends() {
 }
 step "SIGTERM ends it, as process 1, with exit code 0" ends
 
-echo "not checked: the images themselves (Debian roots by debootstrap stand in), the rust image's toolchain (this machine's"
-echo "stands in), layers and caches, and Docker's own reading of the Dockerfile and of .dockerignore"
+echo "not checked: the images themselves (Debian roots by debootstrap stand in), the rust image's toolchain (the one"
+echo "here stands in), layers and caches, and Docker's own reading of the Dockerfile and of .dockerignore"
 echo "check_dockerfile: all steps passed"
