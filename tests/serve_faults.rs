@@ -218,3 +218,18 @@ fn a_server_killed_under_load_serves_what_was_uploaded_when_it_starts_again() {
     });
     assert!(stray.count() <= 3);
 }
+
+#[test]
+fn a_server_that_still_loads_its_base_stops_when_it_is_told_to() {
+    let hub = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (cache, store) = (tempfile::tempdir().unwrap(), store(&base()));
+    let mut command = bitfit();
+    command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", format!("http://{}", hub.local_addr().unwrap()));
+    command.env("HF_HOME", cache.path()).args(["serve", "--base", "org/name", "--listen", "127.0.0.1:0", "--patches"]);
+    let mut child = command.arg(store.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // It asks, and is never answered.
+    let _asked = hub.accept().unwrap();
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    until("it ends", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

@@ -128,11 +128,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     args.device.check()?;
     args.start_logs()?;
     let store = Store::open(&args.patches)?;
-    let encoder = args.device.encoder(&args.base.load()?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
-    runtime.block_on(async {
-        let stop = stopped()?;
-        let server = Server::start(encoder, store, &args.listen, options).await?;
+    let Args { base, device, listen, .. } = args;
+    let ended = runtime.block_on(async {
+        let mut stop = std::pin::pin!(stopped()?);
+        // The first process of a container ignores a signal that it does not wait for, and a base may be long in coming.
+        let loading = tokio::task::spawn_blocking(move || device.encoder(&base.load()?));
+        let server = async {
+            let encoder = loading.await.context("loading the base has panicked")??;
+            anyhow::Ok(Server::start(encoder, store, &listen, options).await?)
+        };
+        let server = tokio::select! {
+            started = server => started?,
+            () = &mut stop => return Ok(()),
+        };
         let (url, tasks) = (format!("http://{}", server.address()), server.tasks());
         say!("serving {} at {url}", counted(tasks.len()));
         // A line that can be pasted as it stands.
@@ -140,7 +149,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         say!("  curl {url}/v1/tasks/{task}/predict -d '{{\"inputs\": [{{\"text\": \"A text.\"}}]}}'");
         server.run(stop).await;
         anyhow::Ok(())
-    })
+    });
+    // A download that goes on is not waited for: what it has written is gone on with at the next start.
+    runtime.shutdown_background();
+    ended
 }
 
 fn counted(tasks: usize) -> String {

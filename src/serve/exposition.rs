@@ -1,4 +1,4 @@
-//! `/metrics`, for Prometheus.
+//! `/metrics`, for Prometheus. It needs no key: scrapers and autoscalers seldom have one, and it names no task and no text.
 
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,6 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::problem::Problem;
-use super::request::MayRead;
 use super::server::App;
 use crate::error::{Error, Result};
 
@@ -61,7 +60,7 @@ pub(super) fn start() -> Result<()> {
 }
 
 /// The figures of now, in Prometheus' text format.
-pub(super) async fn metrics(_: MayRead, State(app): State<App>) -> Result<Response, Problem> {
+pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
     let answering = app.answering();
     let (questions, tokens) = answering.batcher.waiting();
     gauge!("bitfit_queue_questions").set(questions as f64);
