@@ -116,6 +116,28 @@ fn what_cannot_be_done_says_so_with_its_status() {
         .refused(404, "unknown_task");
     ask("/v1/predict", &json!({"tasks": ["a", "a"], "inputs": [{"text": "a"}]}).to_string()).refused(422, "invalid");
     ask("/v1/nowhere", "").refused(404, "unknown_route");
+    // Many names are looked through once, and an output is made once.
+    let names: Vec<String> = (0..2000).map(|i| format!("t{i}")).collect();
+    ask("/v1/predict", &json!({"tasks": names, "inputs": [{"text": "a"}]}).to_string()).refused(413, "too_large");
+    let infer = |outputs: &[&str]| {
+        let outputs: Vec<Value> = outputs.iter().map(|name| json!({"name": name})).collect();
+        let text = json!({"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]});
+        ask("/v2/models/a/infer", &json!({"inputs": [text], "outputs": outputs}).to_string())
+    };
+    assert_eq!(infer(&["score", "label", "logits"]).ok().json()["outputs"].as_array().unwrap().len(), 3);
+    // Errors of this protocol have its form, whoever finds them.
+    for (reply, status) in [
+        (infer(&["score", "score"]), 422),
+        (infer(&["score", "logits", "label", "more"]), 422),
+        (ask("/v2/models/a/infer", "{"), 400),
+        (ask("/v2/models/a/infer", &" ".repeat(20_000)), 413),
+        (ask("/v2/models/%ff/infer", "{}"), 404),
+        (ask("/v2/nowhere", ""), 404),
+        (server.ask("PUT", "/v2/models/a/infer", ""), 405),
+    ] {
+        assert_eq!(reply.status, status, "{}", String::from_utf8_lossy(&reply.body));
+        assert!(reply.json()["error"].as_str().is_some_and(|message| !message.is_empty()), "{}", reply.json());
+    }
     server.ask("PUT", one, "").refused(405, "unknown_method");
     ask("/v1/tasks/broken/predict", &text).refused(422, "bad_patch");
     ask(one, &json!({"inputs": [{"text": "a".repeat(20_000)}]}).to_string()).refused(413, "too_large");
@@ -186,6 +208,8 @@ fn keys_decide_who_may_ask_and_who_may_change() {
     }
     for closed in ["/v1/tasks", "/info", "/v2/models/b"] {
         assert_eq!(server.ask("GET", closed, "").status, 401, "{closed}");
+        let is_protocol = closed.starts_with("/v2");
+        assert_eq!(server.ask("GET", closed, "").json()["error"].is_string(), is_protocol, "{closed}");
     }
 }
 
@@ -303,7 +327,7 @@ fn a_full_queue_answers_429_and_a_passed_deadline_504() {
 }
 
 #[test]
-fn sigterm_answers_what_was_accepted_and_says_that_it_is_not_ready() {
+fn sigterm_answers_what_was_accepted() {
     let folder = store(&base());
     let mut server = serve(folder.path(), &["--batch-tokens", "32"]);
     let text = json!({"inputs": vec![json!({"text": "the movie was very good ".repeat(8)}); 1000]}).to_string();

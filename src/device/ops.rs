@@ -133,12 +133,15 @@ pub struct Tables<T> {
     pub token_type: T,
 }
 
-/// The classifiers of a batch's groups, padded to the widest of them.
+/// The classifiers of a batch's groups, one behind the other: padded to the widest where they train, as they are where
+/// they answer, so that one task of ten thousand classes does not widen all others.
 pub struct Classifier<D: Device> {
-    /// (G, C_max * H), row-major inside a group.
+    /// (outputs, H).
     pub weight: D::Params,
-    /// (G, C_max).
+    /// (outputs).
     pub bias: D::Params,
+    /// Each group's first output.
+    pub first: Vec<usize>,
     /// C of each group.
     pub n_outputs: Vec<usize>,
 }

@@ -101,22 +101,19 @@ impl<'t, D: Ops> InUse<'t, D> {
         d.pool(first, &poolers, &bias)
     }
 
-    /// The classifiers of the groups that have one, padded to the widest; none where no group has.
+    /// The classifiers of the groups that have one; none where no group has.
     pub(super) fn classifier(&self, d: &D) -> Option<Classifier<D>> {
-        let (h, groups) = (self.base.config().hidden_size, self.tasks.len());
-        let widest = self.tasks.iter().flatten().map(|t| t.head.n_outputs).max()?;
-        let padded = |values: fn(&Head) -> &Vec<f32>, n: usize| {
-            let mut all = Vec::with_capacity(groups * n);
-            for (g, task) in self.tasks.iter().enumerate() {
-                task.iter().for_each(|t| all.extend_from_slice(values(&t.head)));
-                all.resize((g + 1) * n, 0.0);
-            }
-            d.params(groups, all)
-        };
+        if self.tasks.iter().all(Option::is_none) {
+            return None;
+        }
+        let n_outputs: Vec<usize> = self.tasks.iter().map(|task| task.map_or(0, |task| task.head.n_outputs)).collect();
+        let before = |outputs: &mut usize, n: &usize| Some(std::mem::replace(outputs, *outputs + n));
+        let heads = || self.tasks.iter().flatten().map(|task| &task.head);
         Some(Classifier {
-            weight: padded(|head| &head.weight, widest * h),
-            bias: padded(|head| &head.bias, widest),
-            n_outputs: self.tasks.iter().map(|t| t.map_or(0, |t| t.head.n_outputs)).collect(),
+            weight: d.params(1, heads().flat_map(|head| head.weight.iter().copied()).collect()),
+            bias: d.params(1, heads().flat_map(|head| head.bias.iter().copied()).collect()),
+            first: n_outputs.iter().scan(0, before).collect(),
+            n_outputs,
         })
     }
 }

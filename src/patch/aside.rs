@@ -62,7 +62,7 @@ pub(super) fn parent(path: &Path) -> &Path {
 
 /// Makes a rename last through a power cut, where the system can sync a folder. The file itself is whole either way,
 /// so a system that cannot is no error.
-pub(super) fn sync_folder(folder: &Path) {
+pub(crate) fn sync_folder(folder: &Path) {
     if let Ok(folder) = File::open(folder) {
         folder.sync_all().ok();
     }

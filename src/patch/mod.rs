@@ -22,7 +22,7 @@ mod tensors;
 mod untrained;
 
 pub use aside::write_aside;
-pub(crate) use aside::{destination, rename};
+pub(crate) use aside::{destination, rename, sync_folder};
 pub use file::{Dtype, Patch};
 pub use metadata::{Metadata, Pooling, check_problem, check_task_name};
 pub use selection::{Counts, Method, Selection, TermsMatch};

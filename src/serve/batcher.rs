@@ -145,17 +145,27 @@ impl Batcher {
     ) -> Result<(), Refused> {
         let n = call.questions.len();
         let mut queue = self.shared.lock();
+        self.room(&queue, n)?;
+        queue.questions += n;
+        queue.tokens += call.tokens(0..n);
+        queue.jobs.push_back(Job { call, next: 0, answers: vec![Vec::new(); n], unanswered: n, deadline, reply });
+        drop(queue);
+        self.shared.asked.notify_one();
+        Ok(())
+    }
+
+    /// Whether so many questions would find room now.
+    pub(super) fn check_room(&self, n: usize) -> Result<(), Refused> {
+        self.room(&self.shared.lock(), n)
+    }
+
+    fn room(&self, queue: &Queue, n: usize) -> Result<(), Refused> {
         if queue.closed {
             return Err(Refused::Draining);
         }
         if queue.questions + n > self.capacity {
             return Err(Refused::Full { after: self.shared.counts.time_of(queue.tokens) });
         }
-        queue.questions += n;
-        queue.tokens += call.tokens(0..n);
-        queue.jobs.push_back(Job { call, next: 0, answers: vec![Vec::new(); n], unanswered: n, deadline, reply });
-        drop(queue);
-        self.shared.asked.notify_one();
         Ok(())
     }
 

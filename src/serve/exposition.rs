@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header;
@@ -16,6 +17,8 @@ use crate::error::{Error, Result};
 /// The recorder is the process's: servers in one process share it, as tests do.
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 
+/// How often what was recorded is worked up.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// Seconds: from a single short text to a full queue.
 const SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// Tokens of a batch.
@@ -59,6 +62,16 @@ pub(super) fn start() -> Result<()> {
     Ok(())
 }
 
+/// Works up what was recorded, every few seconds: unread samples would pile up where nobody asks for the figures.
+pub(super) async fn keep_up() {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        if let Some(handle) = RECORDER.get() {
+            handle.run_upkeep();
+        }
+    }
+}
+
 /// The figures of now, in Prometheus' text format.
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
     let answering = app.answering();
@@ -72,6 +85,5 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem>
     counter!("bitfit_tokens_total").absolute(counts.tokens.load(Ordering::Relaxed));
     counter!("bitfit_questions_dropped_total").absolute(counts.dropped.load(Ordering::Relaxed));
     let handle = RECORDER.get().ok_or_else(|| Problem::internal("nothing is recorded in this process"))?;
-    handle.run_upkeep();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], handle.render()).into_response())
 }

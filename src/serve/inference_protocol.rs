@@ -4,8 +4,12 @@
 //! of a task of classes, and `score`, FP32 [N, C], [N, 1] of a regression; `logits`, FP32 [N, C], where they are asked
 //! for. A model's version is the content hash of its patch. Errors here are `{"error": ".."}`, as the protocol has them.
 
-use axum::extract::{Path, State};
+use std::collections::BTreeMap;
+
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -40,24 +44,16 @@ pub(super) fn router() -> axum::Router<App> {
         .route("/v2/models/{task}/versions/{version}/infer", post(infer))
 }
 
-/// A problem in the protocol's form.
-struct Refusal(Problem);
-
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
-        Refusal(problem)
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let text = json!({"error": self.0.message}).to_string();
-        let mut response = self.0.into_response();
+/// Gives problems the protocol's form, whatever found them: a wrong key, a body too large, a route that is not there.
+pub(super) async fn in_its_form(request: Request, next: Next) -> Response {
+    let is_its_own = request.uri().path() == "/v2" || request.uri().path().starts_with("/v2/");
+    let mut response = next.run(request).await;
+    if is_its_own && let Some(Problem { message, .. }) = response.extensions_mut().remove() {
         // The length of the other form's body goes with it.
         response.headers_mut().remove(header::CONTENT_LENGTH);
-        *response.body_mut() = text.into();
-        response
+        *response.body_mut() = json!({"error": message}).to_string().into();
     }
+    response
 }
 
 async fn server() -> Response {
@@ -70,22 +66,30 @@ async fn live() -> StatusCode {
     StatusCode::OK
 }
 
-async fn ready(State(app): State<App>) -> Result<StatusCode, Refusal> {
-    Ok(app.ready().map(|()| StatusCode::OK)?)
+async fn ready(State(app): State<App>) -> Result<StatusCode, Problem> {
+    app.ready().map(|()| StatusCode::OK)
 }
 
 /// A model and, where it is named, its version.
-#[derive(Deserialize)]
 struct Named {
-    task: String,
+    task: TaskName,
     version: Option<String>,
 }
 
-impl Named {
-    fn task(&self) -> Result<TaskName, Problem> {
-        self.task.parse().map_err(|_| Problem::unknown_task(&self.task))
-    }
+impl FromRequestParts<App> for Named {
+    type Rejection = Problem;
 
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let named = Path::<BTreeMap<String, String>>::from_request_parts(parts, app).await;
+        // What is no UTF-8 names nothing.
+        let Ok(Path(mut named)) = named else { return Err(Problem::unknown_task("")) };
+        let task = named.remove("task").unwrap_or_default();
+        let task = task.parse().map_err(|_| Problem::unknown_task(&task))?;
+        Ok(Named { task, version: named.remove("version") })
+    }
+}
+
+impl Named {
     /// Refuses a version that is not the one at hand: the versions before are not served.
     fn check(&self, live: &Live) -> Result<(), Problem> {
         match self.version.as_deref() {
@@ -98,14 +102,14 @@ impl Named {
     }
 }
 
-async fn model_ready(_: MayRead, Path(named): Path<Named>, State(app): State<App>) -> Result<StatusCode, Refusal> {
+async fn model_ready(_: MayRead, named: Named, State(app): State<App>) -> Result<StatusCode, Problem> {
     app.ready()?;
-    named.check(&*app.answering().registry.inspect(&named.task()?).await?)?;
+    named.check(&*app.answering().registry.inspect(&named.task).await?)?;
     Ok(StatusCode::OK)
 }
 
-async fn model(_: MayRead, Path(named): Path<Named>, State(app): State<App>) -> Result<Response, Refusal> {
-    let live = app.answering().registry.inspect(&named.task()?).await?;
+async fn model(_: MayRead, named: Named, State(app): State<App>) -> Result<Response, Problem> {
+    let live = app.answering().registry.inspect(&named.task).await?;
     named.check(&live)?;
     let metadata = live.patch.metadata();
     let tensor =
@@ -155,19 +159,18 @@ struct OutputAsked {
 
 async fn infer(
     _: MayRead,
-    Path(named): Path<Named>,
+    named: Named,
     Deadline(deadline): Deadline,
     State(app): State<App>,
     Raw(headers, bytes): Raw,
-) -> Result<Response, Refusal> {
-    let task = named.task()?;
+) -> Result<Response, Problem> {
     let (asked, tensors) = parse(&headers, bytes)?;
     let inputs = inputs(&asked, tensors)?;
-    let answered = app.answering().answer(&[task], inputs, deadline).await?;
-    let [answered] = &answered[..] else { return Err(Problem::internal("one task gave several answers").into()) };
+    let answered = app.answering().answer(std::slice::from_ref(&named.task), inputs, deadline).await?;
+    let [answered] = &answered[..] else { return Err(Problem::internal("one task gave several answers")) };
     // Of what has answered: another version may have come in between.
     named.check(&answered.live)?;
-    Ok(respond(&asked, answered)?)
+    respond(&asked, answered)
 }
 
 /// The JSON of a body, and the bytes behind it.
@@ -271,6 +274,11 @@ fn respond(asked: &Infer, answered: &Answered) -> Result<Response, Problem> {
         true => all.iter().map(|output| output.name).filter(|name| *name != "logits").collect(),
         false => asked.outputs.iter().map(|output| output.name.as_str()).collect(),
     };
+    // There are three to ask for: a fourth is one of them again, or unknown.
+    let twice = |i: &usize| names[..*i].contains(&names[*i]);
+    if let Some(i) = (1..names.len().min(all.len() + 1)).find(twice) {
+        return Err(Problem::invalid(format!("outputs: {} is asked for twice", names[i])));
+    }
     let by_default = asked.parameters.get("binary_data_output").and_then(Value::as_bool).unwrap_or(false);
     let (mut described, mut behind) = (Vec::new(), Vec::new());
     for name in names {

@@ -12,7 +12,7 @@ pub(super) struct Problem {
     pub status: StatusCode,
     pub code: &'static str,
     pub message: String,
-    /// Seconds after which a request that met a full queue may be tried again.
+    /// Seconds after which a request that met a full queue, or too many uploads, may be tried again.
     pub retry_after_s: Option<u64>,
 }
 
@@ -58,14 +58,20 @@ impl Problem {
         Problem { retry_after_s: Some(after_s), ..problem }
     }
 
+    /// 429: as many uploads as there may be are on their way.
+    pub(super) fn busy_uploads() -> Self {
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", "too many uploads at once; try again");
+        Problem { retry_after_s: Some(1), ..problem }
+    }
+
     /// 503: the server is stopping.
     pub(super) fn draining() -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "this server is stopping; ask another replica")
     }
 
     /// 504: not answered in time.
-    pub(super) fn late(deadline_ms: u128) -> Self {
-        let message = format!("not answered within its deadline of {deadline_ms} ms");
+    pub(super) fn late() -> Self {
+        let message = "not answered within its deadline: x-deadline-ms, at most the server's --deadline";
         Problem::new(StatusCode::GATEWAY_TIMEOUT, "deadline", message)
     }
 }
@@ -87,11 +93,13 @@ impl From<Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({"error": {"code": self.code, "message": self.message}}).to_string();
+        let body = json!({"error": {"code": self.code, "message": &self.message}}).to_string();
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // For those who give it another form.
+        response.extensions_mut().insert(self);
         response
     }
 }

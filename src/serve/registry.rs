@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub(super) use self::slot::{Listed, Live};
 use self::slot::{Slot, State};
@@ -20,13 +21,15 @@ use super::name::TaskName;
 use super::problem::Problem;
 use super::store::{Store, Tag, Version};
 use crate::encoder::Encoder;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::patch::Patch;
 use crate::predict::TaskPatch;
 
 /// Patches that are read and attached at once: each holds its file in memory meanwhile.
 const LOADS_AT_ONCE: usize = 4;
 
+/// How long a failure of the store to hand out a patch stands for those who ask next.
+const FAILED_FOR: Duration = Duration::from_secs(1);
 /// How long a name that is not in the store is not looked for again.
 const MISSING_FOR: Duration = Duration::from_secs(1);
 /// Names that are remembered as missing; more are simply looked for.
@@ -40,7 +43,7 @@ pub(super) struct Registry {
     pins: BTreeSet<TaskName>,
     slots: RwLock<BTreeMap<TaskName, Arc<Slot>>>,
     missing: Mutex<HashMap<TaskName, Instant>>,
-    loads: tokio::sync::Semaphore,
+    loads: Semaphore,
     clock: AtomicU64,
 }
 
@@ -53,7 +56,7 @@ impl Registry {
             pins: pins.iter().cloned().collect(),
             slots: RwLock::default(),
             missing: Mutex::default(),
-            loads: tokio::sync::Semaphore::new(LOADS_AT_ONCE),
+            loads: Semaphore::new(LOADS_AT_ONCE),
             clock: AtomicU64::new(0),
         }
     }
@@ -120,8 +123,8 @@ impl Registry {
             let slot = this.slot_or_new(&task);
             let _changing = slot.changing.lock().await;
             let done = this.replace_in(&task, &slot, bytes).await;
-            if done.is_err() && slot.is_absent() {
-                this.forget(&task, &slot);
+            if done.is_err() {
+                this.clear_away(&task, &slot);
             }
             done
         })
@@ -129,12 +132,10 @@ impl Registry {
     }
 
     async fn replace_in(&self, task: &TaskName, slot: &Slot, bytes: Bytes) -> Result<(Arc<Live>, bool), Problem> {
+        let _place = self.place().await?;
         let live = self.attach(task, bytes.clone()).await?;
-        let before = self.store.read(task).await?;
-        let is_new = before.is_none();
-        if let Some((old, _)) = before {
-            self.keep(task, old).await?;
-        }
+        let is_new = self.store.tag(task).await?.is_none();
+        self.keep(task).await?;
         self.store.keep_version(task, live.patch.content_hash(), bytes.clone()).await?;
         let tag = self.store.write(task, bytes).await?;
         self.publish(task, slot, live.clone(), Some(tag));
@@ -152,13 +153,17 @@ impl Registry {
         finish(async move {
             let slot = this.known(&task).await?;
             let _changing = slot.changing.lock().await;
-            let Some((old, _)) = this.store.read(&task).await? else {
-                this.forget(&task, &slot);
-                return Err(Problem::unknown_task(task.as_str()));
-            };
-            this.keep(&task, old).await?;
-            this.store.remove(&task).await?;
+            let _place = this.place().await?;
+            let was_there = this.store.tag(&task).await?.is_some();
+            // A task may have a file at either of its two paths: behind the first the second shows up.
+            while this.store.tag(&task).await?.is_some() {
+                this.keep(&task).await?;
+                this.store.remove(&task).await?;
+            }
             this.forget(&task, &slot);
+            if !was_there {
+                return Err(Problem::unknown_task(task.as_str()));
+            }
             tracing::info!(%task, "removed");
             Ok(())
         })
@@ -200,6 +205,7 @@ impl Registry {
         if let Some(problem) = refused {
             return Err(problem);
         }
+        let _place = self.place().await?;
         let bytes = self.store.read(task).await?.ok_or_else(|| Problem::unknown_task(task.as_str()))?.0;
         self.attach(task, bytes).await
     }
@@ -250,8 +256,8 @@ impl Registry {
         for (task, slot) in known {
             let listed = match &found {
                 Some(found) => found.get(&task).cloned(),
-                // A store that cannot be listed is asked for what is live alone.
-                None if slot.live().is_none() => continue,
+                // A store that cannot be listed is asked for what was asked for alone.
+                None if slot.live().is_none() && slot.state().refused.is_none() => continue,
                 None => match self.store.tag(&task).await {
                     Ok(tag) => tag,
                     Err(_) => continue,
@@ -292,14 +298,23 @@ impl Registry {
         slots.entry(task.clone()).or_default().clone()
     }
 
-    /// The task is not in the store. Its slot goes too, unless somebody else waits to change it: two slots of one task
-    /// would be two locks.
+    /// The task is not in the store, as whoever holds its `changing` has found.
     fn forget(&self, task: &TaskName, slot: &Arc<Slot>) {
         *slot.state() = State::default();
+        self.clear_away(task, slot);
+    }
+
+    /// Takes away the slot of a task that is absent; whether it was. A slot that somebody else waits to change stays: two
+    /// slots of one task would be two locks.
+    fn clear_away(&self, task: &TaskName, slot: &Arc<Slot>) -> bool {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        if !slot.is_absent() {
+            return false;
+        }
         if Arc::strong_count(slot) <= 2 {
             slots.remove(task);
         }
+        true
     }
 
     /// Drops a task that a list no longer had, unless it is there again: lists are older than they look.
@@ -335,8 +350,9 @@ impl Registry {
                 Ok(slot)
             }
             None => {
-                if let Some(slot) = slot {
-                    self.forget(task, &slot);
+                if slot.is_some_and(|slot| !self.clear_away(task, &slot)) {
+                    // It has come in the meantime.
+                    return Box::pin(self.known(task)).await;
                 }
                 let mut missing = missing();
                 if missing.len() >= MISSING_NAMES {
@@ -362,34 +378,55 @@ impl Registry {
                 if let Some(problem) = &state.refused {
                     return Err(problem.clone());
                 }
+                // Those who waited meanwhile share a failure of the store; each trying for itself they would wait in
+                // turn, one patience after the other.
+                if let Some((_, problem)) = state.failed.as_ref().filter(|(when, _)| when.elapsed() < FAILED_FOR) {
+                    return Err(problem.clone());
+                }
             }
-            let Some((bytes, tag)) = this.store.read(&task).await? else {
-                this.forget(&task, &slot);
-                return Err(Problem::unknown_task(task.as_str()));
+            let _place = this.place().await?;
+            let failed = |problem: Problem| {
+                slot.state().failed = Some((Instant::now(), problem.clone()));
+                problem
             };
-            match this.attach(&task, bytes).await {
-                Ok(live) => {
-                    this.publish(&task, &slot, live.clone(), Some(tag));
-                    Ok(live)
+            let (bytes, tag) = match this.store.read(&task).await {
+                Ok(Some(found)) => found,
+                Ok(None) => {
+                    this.forget(&task, &slot);
+                    return Err(Problem::unknown_task(task.as_str()));
                 }
-                Err(problem) => {
-                    metrics::counter!("bitfit_patches_refused_total").increment(1);
-                    let old =
-                        if slot.live().is_some() { "the version before goes on" } else { "the task has no version" };
-                    tracing::warn!(%task, reason = problem.message, "a patch of the store was refused; {old}");
-                    let mut state = slot.state();
-                    (state.tag, state.refused) = (Some(tag), Some(problem.clone()));
-                    Err(problem)
+                // What is too large to be a patch is refused like any file that is none.
+                Err(error) if error.kind() == Kind::Content => {
+                    let tag = this.store.tag(&task).await.map_err(|error| failed(error.into()))?;
+                    return Err(this.refuse(&task, &slot, tag, error.into()));
                 }
-            }
+                Err(error) => return Err(failed(error.into())),
+            };
+            let live =
+                this.attach(&task, bytes).await.map_err(|why| this.refuse(&task, &slot, Some(tag.clone()), why))?;
+            this.publish(&task, &slot, live.clone(), Some(tag));
+            Ok(live)
         })
         .await
     }
 
-    /// Checks a patch and attaches it, seen by nobody yet.
+    /// Remembers what is wrong with the file that has this tag; what is live goes on.
+    fn refuse(&self, task: &TaskName, slot: &Slot, tag: Option<Tag>, problem: Problem) -> Problem {
+        metrics::counter!("bitfit_patches_refused_total").increment(1);
+        let old = if slot.live().is_some() { "the version before goes on" } else { "the task has no version" };
+        tracing::warn!(%task, reason = problem.message, "a patch of the store was refused; {old}");
+        let mut state = slot.state();
+        (state.tag, state.refused) = (tag, Some(problem.clone()));
+        problem
+    }
+
+    /// Waits for one of the few places in which a patch's file is held in memory.
+    async fn place(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        self.loads.acquire().await.map_err(|_| Problem::internal("no patch can be loaded"))
+    }
+
+    /// Checks a patch and attaches it, seen by nobody yet. The caller has a place.
     async fn attach(&self, task: &TaskName, bytes: Bytes) -> Result<Arc<Live>, Problem> {
-        let busy = |_| Problem::internal("no patch can be loaded");
-        let _one_of_few = self.loads.acquire().await.map_err(busy)?;
         let (encoder, name, id) = (self.encoder.clone(), task.clone(), self.clock.fetch_add(1, Ordering::Relaxed));
         let attach = move || -> Result<Live> {
             let patch = Patch::from_bytes(&bytes, Path::new(name.as_str()))?;
@@ -410,9 +447,15 @@ impl Registry {
         Ok(Arc::new(live))
     }
 
-    /// Keeps the bytes that are about to be replaced as a version, where they are a patch and not kept already.
-    async fn keep(&self, task: &TaskName, bytes: Bytes) -> Result<(), Problem> {
-        // What was put there by other hands and is no patch is no version.
+    /// Keeps what is about to be replaced or removed as a version, where it is a patch and not kept already.
+    async fn keep(&self, task: &TaskName) -> Result<(), Problem> {
+        // What was put there by other hands and is no patch, or too large for one, is no version.
+        let bytes = match self.store.read(task).await {
+            Ok(Some((bytes, _))) => bytes,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == Kind::Content => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         let Ok(patch) = Patch::from_bytes(&bytes, Path::new(task.as_str())) else { return Ok(()) };
         if self.store.read_version(task, patch.content_hash()).await?.is_none() {
             self.store.keep_version(task, patch.content_hash(), bytes).await?;
@@ -425,7 +468,7 @@ impl Registry {
         metrics::counter!("bitfit_patch_loads_total").increment(1);
         tracing::info!(%task, patch = live.patch.content_hash(), "loaded");
         slot.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        *slot.state() = State { live: Some(live), tag, refused: None };
+        *slot.state() = State { live: Some(live), tag, ..State::default() };
         self.evict(task);
     }
 

@@ -8,6 +8,7 @@ use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::keys::Role;
 use super::name::TaskName;
@@ -116,13 +117,19 @@ impl FromRequest<App> for Raw {
 }
 
 /// A body that is a patch file, or nothing.
-pub(super) struct PatchBytes(pub Bytes);
+pub(super) struct PatchBytes {
+    pub bytes: Bytes,
+    /// Bodies that lie in memory at once are few.
+    pub _place: OwnedSemaphorePermit,
+}
 
 impl FromRequest<App> for PatchBytes {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &App) -> Result<Self, Problem> {
-        Ok(PatchBytes(whole(request, MAX_PATCH_BYTES as usize).await?.1))
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let place = tokio::time::timeout(BODY_PATIENCE, app.uploads().acquire_owned()).await;
+        let _place = place.map_err(|_| Problem::busy_uploads())?.map_err(|_| Problem::draining())?;
+        Ok(PatchBytes { bytes: whole(request, MAX_PATCH_BYTES as usize).await?.1, _place })
     }
 }
 

@@ -32,9 +32,11 @@ pub(super) fn router() -> OpenApiRouter<App> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Text {
-    /// The text, or the first of two.
+    /// The text, or the first of two. Not blank.
+    #[schema(pattern = r"\S")]
     text: String,
-    /// The second text.
+    /// The second text. Not blank.
+    #[schema(pattern = r"\S")]
     text_pair: Option<String>,
 }
 
@@ -50,6 +52,7 @@ impl From<Text> for Input {
 #[schema(example = json!({"inputs": [{"text": "The shares fell on Tuesday."}]}))]
 pub(super) struct PredictTask {
     /// At least one.
+    #[schema(min_items = 1)]
     inputs: Vec<Text>,
 }
 
@@ -59,8 +62,10 @@ pub(super) struct PredictTask {
 #[schema(example = json!({"tasks": ["sst2", "topic"], "inputs": [{"text": "The shares fell on Tuesday."}]}))]
 pub(super) struct PredictMany {
     /// At least one, none twice.
+    #[schema(min_items = 1)]
     tasks: Vec<String>,
     /// At least one.
+    #[schema(min_items = 1)]
     inputs: Vec<Text>,
 }
 
@@ -253,6 +258,7 @@ async fn inspect(_: MayRead, OfTask(task): OfTask, State(app): State<App>) -> Re
         (status = 409, description = "A patch for another base", body = ErrorBody),
         (status = 413, description = "Too large", body = ErrorBody),
         (status = 422, description = "Not a patch that a server takes", body = ErrorBody),
+        (status = 429, description = "Too many uploads at once", body = ErrorBody),
         (status = 503, description = "The store does not answer", body = ErrorBody),
         (status = 507, description = "The store is full", body = ErrorBody),
     )
@@ -261,7 +267,7 @@ async fn upload(
     _: MayChange,
     OfTask(task): OfTask,
     State(app): State<App>,
-    PatchBytes(bytes): PatchBytes,
+    PatchBytes { bytes, .. }: PatchBytes,
 ) -> Result<Response, Problem> {
     let registry = &app.answering().registry;
     let (live, is_new) = match bytes.is_empty() {

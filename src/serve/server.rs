@@ -15,6 +15,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 use utoipa::OpenApi;
@@ -31,6 +33,12 @@ use super::{exposition, inference_protocol, page, routes, tei};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 
+/// Uploads whose bodies lie in memory at once.
+const UPLOADS_AT_ONCE: usize = 8;
+
+/// How long an answer may lie without its client taking any of it.
+const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long a client may take to send a request's head, and how long a connection may lie idle.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,6 +51,7 @@ pub(super) struct App(Arc<Shared>);
 struct Shared {
     answering: Answering,
     keys: Option<Keys>,
+    uploads: Arc<Semaphore>,
     is_draining: AtomicBool,
     began: Instant,
 }
@@ -54,6 +63,11 @@ impl App {
 
     pub(super) fn options(&self) -> &Options {
         &self.0.answering.options
+    }
+
+    /// Places for the bodies of uploads.
+    pub(super) fn uploads(&self) -> Arc<Semaphore> {
+        self.0.uploads.clone()
     }
 
     pub(super) fn uptime_s(&self) -> f64 {
@@ -94,9 +108,11 @@ impl Server {
         let registry = Arc::new(Registry::new(store, encoder.clone(), options.patch_memory, &options.pins));
         registry.start(options.preload).await?;
         let batcher = Batcher::start(encoder.clone(), options.queue, options.batch_tokens)?;
-        let answering = Answering { encoder, registry, batcher, options };
+        let tokenising = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
+        let answering = Answering { encoder, registry, batcher, options, tokenising };
         let is_draining = AtomicBool::new(false);
-        let app = App(Arc::new(Shared { answering, keys, is_draining, began: Instant::now() }));
+        let uploads = Arc::new(Semaphore::new(UPLOADS_AT_ONCE));
+        let app = App(Arc::new(Shared { answering, keys, uploads, is_draining, began: Instant::now() }));
         Ok(Server { app, listener, address })
     }
 
@@ -114,11 +130,11 @@ impl Server {
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Server { app, listener, .. } = self;
         let router = router(app.clone());
-        let poll = tokio::spawn(poll(app.clone()));
+        let beside = [tokio::spawn(poll(app.clone())), tokio::spawn(exposition::keep_up())];
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
         let graceful = GracefulShutdown::new();
-        let places = Arc::new(tokio::sync::Semaphore::new(app.options().max_connections));
+        let places = Arc::new(Semaphore::new(app.options().max_connections));
         let mut stop = std::pin::pin!(stop);
         loop {
             let accepted = async {
@@ -141,7 +157,10 @@ impl Server {
             };
             stream.set_nodelay(true).ok();
             let service = TowerToHyperService::new(router.clone());
-            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            // An answer that nobody reads must not keep its place for ever.
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(WRITE_PATIENCE));
+            let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service));
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection ended");
@@ -152,12 +171,15 @@ impl Server {
         app.0.is_draining.store(true, Ordering::Relaxed);
         tracing::info!("stopping: accepted requests are still answered");
         drop(listener);
-        poll.abort();
-        if tokio::time::timeout(app.options().drain, graceful.shutdown()).await.is_err() {
+        beside.iter().for_each(|task| task.abort());
+        let ends = Instant::now() + app.options().drain;
+        if tokio::time::timeout_at(ends.into(), graceful.shutdown()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        let closing = app.clone();
-        tokio::task::spawn_blocking(move || closing.answering().batcher.close()).await.ok();
+        let closing = tokio::task::spawn_blocking(move || app.answering().batcher.close());
+        if tokio::time::timeout_at(ends.into(), closing).await.is_err() {
+            tracing::warn!("some requests were not answered in time");
+        }
     }
 }
 
@@ -195,6 +217,7 @@ fn router(app: App) -> axum::Router {
         .method_not_allowed_fallback(no_such_method)
         .layer(CatchPanicLayer::custom(|_| Problem::internal("a handler has panicked").into_response()))
         .layer(middleware::from_fn(observed))
+        .layer(middleware::from_fn(inference_protocol::in_its_form))
         .with_state(app)
 }
 

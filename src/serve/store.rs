@@ -97,7 +97,7 @@ impl Store {
         each!(self, write(task, bytes))
     }
 
-    /// Takes a task's patch out; its versions stay.
+    /// Takes out the file that [`Store::read`] reads; the task's versions stay.
     pub(super) async fn remove(&self, task: &TaskName) -> Result<()> {
         each!(self, remove(task))
     }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -29,6 +30,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"inputs": "The shares fell on Tuesday.", "task": "topic"}))]
 pub(super) struct PredictLike {
+    #[schema(schema_with = inputs_schema)]
     inputs: Inputs,
     task: String,
     /// Logits instead of scores.
@@ -45,7 +47,7 @@ pub(super) struct PredictLike {
 }
 
 /// A text, a pair, or a batch: `"a"`, `["a", "b"]`, `[["a"], ["b", "c"]]`.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Inputs {
     /// A text.
@@ -54,6 +56,14 @@ pub(super) enum Inputs {
     Pair(Vec<String>),
     /// Texts and pairs.
     Batch(Vec<Vec<String>>),
+}
+
+/// What [`Inputs`] takes; its variants cannot say of how many texts, and that none is blank.
+fn inputs_schema() -> Schema {
+    let text = || ObjectBuilder::new().schema_type(Type::String).pattern(Some(r"\S"));
+    let texts = || ArrayBuilder::new().items(text()).min_items(Some(1)).max_items(Some(2));
+    let batch = ArrayBuilder::new().items(texts()).min_items(Some(1));
+    OneOfBuilder::new().item(text()).item(texts()).item(batch).into()
 }
 
 impl Inputs {

@@ -114,12 +114,12 @@ impl<P: Precision> Cpu<P> {
     }
 
     pub(super) fn classify_forward(&self, pooled: &Act<P>, c: &Classifier<Self>) -> Stream<P> {
-        let (h, widest) = (pooled.cols, c.bias.n);
+        let (h, widest) = (pooled.cols, c.n_outputs.iter().copied().max().unwrap_or(0));
         let mut logits: Stream<P> = self.zeros(Space::Firsts, widest);
         for i in 0..pooled.rows {
             let g = self.group(Space::Firsts, i);
             let x = self.dropped(pooled, i);
-            let (weight, bias) = (c.weight.of(g), c.bias.of(g));
+            let (weight, bias) = (&c.weight.data[c.first[g] * h..], &c.bias.data[c.first[g]..]);
             for (k, z) in logits.row_mut(i)[..c.n_outputs[g]].iter_mut().enumerate() {
                 *z = dot(&x, &weight[k * h..][..h]) + bias[k];
             }
@@ -171,7 +171,8 @@ impl<P: Precision> Cpu<P> {
         for i in 0..pooled.rows {
             let row = self.place(Space::Firsts, i);
             let x = self.dropped(pooled, i);
-            let (weight, dw, db) = (c.weight.of(row.group), dw.of_mut(row.group), db.of_mut(row.group));
+            let weight = &c.weight.data[c.first[row.group] * h..];
+            let (dw, db) = (dw.of_mut(row.group), db.of_mut(row.group));
             for (k, dz) in dlogits.row(i)[..c.n_outputs[row.group]].iter().enumerate() {
                 db[k] += *dz;
                 for (dw, x) in dw[k * h..][..h].iter_mut().zip(&x) {

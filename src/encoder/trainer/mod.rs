@@ -209,6 +209,7 @@ impl<D: Ops> Trainer<D> {
         let classifier = Classifier {
             weight: d.zeros(groups, widest * h),
             bias: d.zeros(groups, widest),
+            first: (0..groups).map(|g| g * widest).collect(),
             n_outputs: runs.iter().map(|run| run.start.head.n_outputs).collect(),
         };
         let squares = d.zeros(groups, 1);

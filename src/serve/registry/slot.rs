@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::predict::TaskPatch;
 use crate::serve::name::TaskName;
@@ -42,6 +43,8 @@ pub struct State {
     pub tag: Option<Tag>,
     /// What was wrong with that file.
     pub refused: Option<Problem>,
+    /// When the store last failed to hand the file out, and how.
+    pub failed: Option<(Instant, Problem)>,
 }
 
 impl Slot {

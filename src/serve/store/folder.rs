@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{MAX_PATCH_BYTES, Tag, Version, too_large, version_of, version_path};
 use crate::error::{Error, Result};
-use crate::patch::write_aside;
+use crate::patch::{sync_folder, write_aside};
 use crate::serve::name::TaskName;
 
 /// See [`super::Store`], whose methods these are. Files are read and written on threads that may block.
@@ -81,7 +81,7 @@ impl Folder {
 
     pub(super) async fn remove(&self, task: &TaskName) -> Result<()> {
         let task = task.clone();
-        self.with(move |root| task.paths().iter().try_for_each(|path| remove(&root.join(path)))).await
+        self.with(move |root| find(root, &task)?.map_or(Ok(()), |(path, _)| remove(&path))).await
     }
 
     pub(super) async fn versions(&self, task: &TaskName) -> Result<Vec<Version>> {
@@ -110,11 +110,19 @@ impl Folder {
     }
 
     pub(super) async fn write_version(&self, task: &TaskName, patch: &str, bytes: Bytes) -> Result<()> {
-        let path = version_path(task, patch);
+        let (path, task) = (version_path(task, patch), task.clone());
         self.with(move |root| {
             let path = root.join(path);
-            if let Some(folder) = path.parent() {
-                fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+            // Each folder stands in one that is synced, so that a version survives what its file does.
+            let of_all = root.join(".versions");
+            for (folder, above) in [(&of_all, root), (&of_all.join(&task), &*of_all)] {
+                match fs::create_dir(folder) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    made => {
+                        made.map_err(Error::io("create", folder))?;
+                        sync_folder(above);
+                    }
+                }
             }
             if !path.is_file() {
                 write_aside(&path, |file| file.write_all(&bytes))?;
@@ -162,6 +170,10 @@ fn read(path: &Path) -> Result<Option<Bytes>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(Error::io("read", path))?,
     };
+    let length = file.metadata().map_err(Error::io("look at", path))?.len();
+    if length > MAX_PATCH_BYTES {
+        return Err(too_large(&path.display().to_string(), length));
+    }
     // A file that grows while it is read ends here too.
     let mut bytes = Vec::new();
     file.take(MAX_PATCH_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
@@ -174,6 +186,11 @@ fn read(path: &Path) -> Result<Option<Bytes>> {
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => Ok(()),
-        done => done.map_err(Error::io("remove", path)),
+        done => {
+            done.map_err(Error::io("remove", path))?;
+            // Else a power cut could bring it back.
+            path.parent().into_iter().for_each(sync_folder);
+            Ok(())
+        }
     }
 }

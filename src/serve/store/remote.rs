@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, ObjectStoreScheme, parse_url_opts};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutResult, parse_url_opts};
 use url::Url;
 
 use super::{MAX_PATCH_BYTES, Tag, Version, too_large, version_of, version_path};
@@ -144,15 +144,17 @@ impl Remote {
     pub(super) async fn write(&self, task: &TaskName, bytes: Bytes) -> Result<Tag> {
         self.writable()?;
         let path = self.find(task).await?.map_or_else(|| task.paths()[0].clone(), |(path, _)| path);
-        self.put(&path, bytes).await?;
         let gone = || Error::io("find again", format!("{}/{path}", self.url))(io::ErrorKind::NotFound.into());
-        self.tag(task).await?.ok_or_else(gone)
+        // Of what was written: asked for afterwards, it could be another replica's.
+        match self.put(&path, bytes).await?.and_then(|put| put.e_tag) {
+            Some(tag) => Ok(without_quotes(&tag)),
+            None => self.tag(task).await?.ok_or_else(gone),
+        }
     }
 
-    async fn put(&self, path: &str, bytes: Bytes) -> Result<()> {
+    async fn put(&self, path: &str, bytes: Bytes) -> Result<Option<PutResult>> {
         let at = self.at(path);
-        self.call("write", path, self.objects.put(&at, bytes.into())).await?;
-        Ok(())
+        self.call("write", path, self.objects.put(&at, bytes.into())).await
     }
 
     async fn delete(&self, path: &str) -> Result<()> {
@@ -163,10 +165,10 @@ impl Remote {
 
     pub(super) async fn remove(&self, task: &TaskName) -> Result<()> {
         self.writable()?;
-        for path in task.paths() {
-            self.delete(&path).await?;
+        match self.find(task).await? {
+            Some((path, _)) => self.delete(&path).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     pub(super) async fn versions(&self, task: &TaskName) -> Result<Vec<Version>> {
@@ -188,7 +190,8 @@ impl Remote {
 
     pub(super) async fn write_version(&self, task: &TaskName, patch: &str, bytes: Bytes) -> Result<()> {
         self.writable()?;
-        self.put(&version_path(task, patch), bytes).await
+        self.put(&version_path(task, patch), bytes).await?;
+        Ok(())
     }
 
     pub(super) async fn remove_version(&self, task: &TaskName, patch: &str) -> Result<()> {
@@ -197,6 +200,11 @@ impl Remote {
 }
 
 fn tag_of(object: &ObjectMeta) -> Tag {
-    let of_time = || format!("{}-{}", object.last_modified, object.size);
-    Tag(object.e_tag.clone().unwrap_or_else(of_time))
+    let of_time = || Tag(format!("{}-{}", object.last_modified, object.size));
+    object.e_tag.as_deref().map_or_else(of_time, without_quotes)
+}
+
+/// An entity tag. Azure's lists write it without the quotes that its headers have.
+fn without_quotes(tag: &str) -> Tag {
+    Tag(tag.trim_matches('"').into())
 }
