@@ -10,7 +10,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { echo "load_test: $*" >&2; exit 2; }
 command -v cargo >/dev/null || fail "cargo is missing: install a Rust toolchain (rustup)"
-command -v curl >/dev/null || fail "curl is missing: install it"
+for tool in curl python3; do
+  command -v "$tool" >/dev/null || fail "$tool is missing: install it"
+done
 
 OHA_VERSION=1.16.0
 seconds=20 connections=32 rate=
@@ -52,10 +54,14 @@ done
 [ -n "$url" ] || fail "the server was not ready within a minute"
 
 body='{"inputs": [{"text": "The lid was cracked when it arrived, and nobody answered my letters."}]}'
-"$oha" --no-tui -z "${seconds}s" -c "$connections" ${rate:+-q "$rate" --latency-correction} -w -m POST -T application/json \
-  -d "$body" --rand-regex-url "${url//./\\.}/v1/tasks/t0([0-5][0-9]|6[0-3])/predict" >"$work/oha"
-cat "$work/oha"
-echo
-curl -fsS "$url/metrics" | grep -E '^bitfit_(questions|tokens|batches|dropped)[a-z_]* '
-codes=$(sed -n 's/^ *\[\([0-9]*\)\].*responses$/\1/p' "$work/oha" | sort -u)
-[ "$codes" = 200 ] || fail "status codes: ${codes:-none}"
+"$oha" --no-tui --output-format json -z "${seconds}s" -c "$connections" ${rate:+-q "$rate" --latency-correction} -w -m POST \
+  -T application/json -d "$body" --rand-regex-url "${url//./\\.}/v1/tasks/t0([0-5][0-9]|6[0-3])/predict" >"$work/oha"
+curl -fsS "$url/metrics" | grep -E '^bitfit_(questions|tokens|questions_dropped)_total '
+python3 - "$work/oha" <<'EOF'
+import json, sys
+found = json.load(open(sys.argv[1]))
+latency = ", ".join(f"{name} {1000 * found['latencyPercentiles'][name]:.1f} ms" for name in ("p50", "p95", "p99"))
+print(f"{found['summary']['requestsPerSec']:.1f} requests/s; {latency}; statuses {found['statusCodeDistribution']}")
+if set(found["statusCodeDistribution"]) != {"200"} or found["errorDistribution"]:
+    sys.exit(f"load_test: not every request was answered with 200: {found['errorDistribution']}")
+EOF

@@ -12,6 +12,10 @@ dir=${1:?"usage: scripts/oracles.sh DIR"}
 
 stamp=$dir/oracles.txt
 if ! cmp -s "$here/oracles.txt" "$stamp"; then
+  if [ -e "$dir" ] && [ ! -e "$dir/pyvenv.cfg" ]; then
+    echo "oracles: $dir is there and is no virtual environment: give a new folder" >&2
+    exit 2
+  fi
   rm -rf "$dir"
   python3 -m venv "$dir" >&2
   "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r "$here/oracles.txt" >&2

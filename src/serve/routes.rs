@@ -161,6 +161,66 @@ pub(super) enum AskRefused {
     Late(ErrorBody),
 }
 
+/// Why a request about the store is refused.
+#[derive(IntoResponses)]
+#[allow(dead_code)]
+pub(super) enum LookRefused {
+    /// Key missing or wrong
+    #[response(status = 401)]
+    Unauthorized(ErrorBody),
+    /// Unknown task
+    #[response(status = 404)]
+    UnknownTask(ErrorBody),
+    /// Its patch is for another base
+    #[response(status = 409)]
+    WrongBase(ErrorBody),
+    /// Its patch is refused
+    #[response(status = 422)]
+    Invalid(ErrorBody),
+    /// The store does not answer
+    #[response(status = 503)]
+    Unavailable(ErrorBody),
+}
+
+/// Why a change of the store is refused.
+#[derive(IntoResponses)]
+#[allow(dead_code)]
+pub(super) enum ChangeRefused {
+    /// Not JSON, or no whole body
+    #[response(status = 400)]
+    Malformed(ErrorBody),
+    /// Key missing or wrong
+    #[response(status = 401)]
+    Unauthorized(ErrorBody),
+    /// Key without the right, or --read-only
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
+    /// No such task, or version
+    #[response(status = 404)]
+    UnknownTask(ErrorBody),
+    /// The body took too long to arrive
+    #[response(status = 408)]
+    SlowBody(ErrorBody),
+    /// A patch for another base
+    #[response(status = 409)]
+    WrongBase(ErrorBody),
+    /// Too large
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// Not a patch that a server takes, or a task that is pinned
+    #[response(status = 422)]
+    Invalid(ErrorBody),
+    /// Too many uploads at once, see Retry-After
+    #[response(status = 429)]
+    Busy(ErrorBody),
+    /// The store does not answer
+    #[response(status = 503)]
+    Unavailable(ErrorBody),
+    /// The store is full
+    #[response(status = 507)]
+    Full(ErrorBody),
+}
+
 /// A version to go back to.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -231,11 +291,7 @@ async fn list(_: MayRead, State(app): State<App>) -> Response {
     get, path = "/v1/tasks/{task}", tag = "tasks", params(("task" = String, Path)),
     responses(
         (status = 200, body = Value),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 404, description = "Unknown task", body = ErrorBody),
-        (status = 409, description = "Its patch is for another base", body = ErrorBody),
-        (status = 422, description = "Its patch is refused", body = ErrorBody),
-        (status = 503, description = "The store does not answer", body = ErrorBody),
+        LookRefused,
     )
 )]
 async fn inspect(_: MayRead, OfTask(task): OfTask, State(app): State<App>) -> Result<Response, Problem> {
@@ -250,17 +306,7 @@ async fn inspect(_: MayRead, OfTask(task): OfTask, State(app): State<App>) -> Re
     responses(
         (status = 200, description = "Replaced, or loaded", body = Value),
         (status = 201, description = "New", body = Value),
-        (status = 400, description = "The body ended early", body = ErrorBody),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 403, description = "Key without the right, or --read-only", body = ErrorBody),
-        (status = 404, description = "No such name can be, or the store holds no such patch", body = ErrorBody),
-        (status = 408, description = "The body took too long to arrive", body = ErrorBody),
-        (status = 409, description = "A patch for another base", body = ErrorBody),
-        (status = 413, description = "Too large", body = ErrorBody),
-        (status = 422, description = "Not a patch that a server takes", body = ErrorBody),
-        (status = 429, description = "Too many uploads at once", body = ErrorBody),
-        (status = 503, description = "The store does not answer", body = ErrorBody),
-        (status = 507, description = "The store is full", body = ErrorBody),
+        ChangeRefused,
     )
 )]
 async fn upload(
@@ -283,11 +329,7 @@ async fn upload(
     delete, path = "/v1/tasks/{task}", tag = "tasks", params(("task" = String, Path)),
     responses(
         (status = 204, description = "Removed"),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 403, description = "Key without the right, or --read-only", body = ErrorBody),
-        (status = 404, description = "Unknown task", body = ErrorBody),
-        (status = 422, description = "A pinned task", body = ErrorBody),
-        (status = 503, description = "The store does not answer", body = ErrorBody),
+        ChangeRefused,
     )
 )]
 async fn remove(_: MayChange, OfTask(task): OfTask, State(app): State<App>) -> Result<StatusCode, Problem> {
@@ -300,9 +342,7 @@ async fn remove(_: MayChange, OfTask(task): OfTask, State(app): State<App>) -> R
     get, path = "/v1/tasks/{task}/versions", tag = "tasks", params(("task" = String, Path)),
     responses(
         (status = 200, body = Value),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 404, description = "Unknown task", body = ErrorBody),
-        (status = 503, description = "The store does not answer", body = ErrorBody),
+        LookRefused,
     )
 )]
 async fn versions(_: MayRead, OfTask(task): OfTask, State(app): State<App>) -> Result<Response, Problem> {
@@ -322,16 +362,7 @@ async fn versions(_: MayRead, OfTask(task): OfTask, State(app): State<App>) -> R
     post, path = "/v1/tasks/{task}/rollback", tag = "tasks", params(("task" = String, Path)), request_body = Rollback,
     responses(
         (status = 200, body = Value),
-        (status = 400, description = "Not JSON", body = ErrorBody),
-        (status = 401, description = "Key missing or wrong", body = ErrorBody),
-        (status = 403, description = "Key without the right, or --read-only", body = ErrorBody),
-        (status = 404, description = "Unknown task or version", body = ErrorBody),
-        (status = 408, description = "The body took too long to arrive", body = ErrorBody),
-        (status = 409, description = "A version for another base", body = ErrorBody),
-        (status = 413, description = "Too large", body = ErrorBody),
-        (status = 422, description = "Well-formed but invalid", body = ErrorBody),
-        (status = 503, description = "The store does not answer", body = ErrorBody),
-        (status = 507, description = "The store is full", body = ErrorBody),
+        ChangeRefused,
     )
 )]
 async fn roll_back(
