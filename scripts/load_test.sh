@@ -55,7 +55,7 @@ done
 
 body='{"inputs": [{"text": "The lid was cracked when it arrived, and nobody answered my letters."}]}'
 "$oha" --no-tui --output-format json -z "${seconds}s" -c "$connections" ${rate:+-q "$rate" --latency-correction} -w -m POST \
-  -T application/json -d "$body" --rand-regex-url "${url//./\\.}/v1/tasks/t0([0-5][0-9]|6[0-3])/predict" >"$work/oha"
+  -T application/json -d "$body" --rand-regex-url "$url/v1/tasks/t0([0-5][0-9]|6[0-3])/predict" >"$work/oha"
 curl -fsS "$url/metrics" | grep -E '^bitfit_(questions|tokens|questions_dropped)_total '
 python3 - "$work/oha" <<'EOF'
 import json, sys

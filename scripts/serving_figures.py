@@ -93,11 +93,11 @@ def processor_s(pid):
 
 
 def oha(url, connections, seconds, body, rate=None, anew=False):
-    """Requests a second and latencies in ms. `url` is a pattern, of which each request draws one; `anew` connects for each
+    """Requests a second and latencies in ms. `url` is a pattern (in which oha takes a dot as it is), of which each request draws one; `anew` connects for each
     request, without which a connection stays with the port that it drew first."""
     command = [os.environ.get("OHA") or shutil.which("oha") or sys.exit("oha is missing: cargo install oha")]
     command += ["--no-tui", "--output-format", "json", "-z", f"{seconds}s", "-c", str(connections), "-w"]
-    command += ["-m", "POST", "-T", "application/json", "-d", json.dumps(body), "--rand-regex-url", url.replace(".", r"\.")]
+    command += ["-m", "POST", "-T", "application/json", "-d", json.dumps(body), "--rand-regex-url", url]
     if rate:
         command += ["-q", f"{rate:.3f}", "--latency-correction"]
     if anew:
