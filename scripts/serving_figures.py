@@ -54,8 +54,16 @@ class Server:
         self.connection = http.client.HTTPConnection(self.address, timeout=120)
 
     def ask(self, method, path, body=None):
-        self.connection.request(method, path, None if body is None else json.dumps(body))
-        response = self.connection.getresponse()
+        for last in (False, True):
+            try:
+                self.connection.request(method, path, None if body is None else json.dumps(body))
+                response = self.connection.getresponse()
+                break
+            except (http.client.RemoteDisconnected, BrokenPipeError):
+                # A connection that lay idle for long has been closed; the next request opens another.
+                self.connection.close()
+                if last:
+                    raise
         data = response.read()
         if response.status >= 300:
             sys.exit(f"{method} {path}: {response.status} {data[:300]}")

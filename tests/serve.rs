@@ -262,6 +262,35 @@ fn tasks_are_uploaded_replaced_rolled_back_and_removed_and_a_restart_loses_nothi
 }
 
 #[test]
+fn a_task_with_a_file_at_either_path_is_removed_whole_and_both_are_kept() {
+    let base = base();
+    let folder = store(&base);
+    fs::write(folder.path().join("run.safetensors"), two_classes(&base, 7)).unwrap();
+    let server = serve(folder.path(), &[]);
+    assert_eq!(server.predict("run", TEXT).ok().json()["patch"], hash_of(&two_classes(&base, 7)));
+    assert_eq!(server.ask("DELETE", "/v1/tasks/run", "").status, 204);
+    server.predict("run", TEXT).refused(404, "unknown_task");
+    assert!(!folder.path().join("run/patch.safetensors").exists());
+    for seed in [4, 7] {
+        let back = json!({"patch": hash_of(&two_classes(&base, seed))}).to_string();
+        server.ask("POST", "/v1/tasks/run/rollback", back).ok();
+    }
+}
+
+#[test]
+fn a_file_too_large_for_a_patch_is_refused_unread_and_can_be_replaced() {
+    let base = base();
+    let folder = store(&base);
+    fs::File::create(folder.path().join("huge.safetensors")).unwrap().set_len(65 << 20).unwrap();
+    let server = serve(folder.path(), &[]);
+    server.predict("huge", TEXT).refused(422, "bad_patch");
+    let task = server.ask("GET", "/v1/tasks", "").ok().json();
+    assert!(task["tasks"].as_array().unwrap().iter().any(|t| t["task"] == "huge" && t["state"] == "refused"), "{task}");
+    server.ask("PUT", "/v1/tasks/huge", two_classes(&base, 8)).ok();
+    assert_eq!(server.predict("huge", TEXT).ok().json()["patch"], hash_of(&two_classes(&base, 8)));
+}
+
+#[test]
 fn the_folder_is_watched_and_a_bad_file_leaves_the_old_version_serving() {
     let base = base();
     let folder = store(&base);

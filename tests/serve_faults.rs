@@ -119,13 +119,18 @@ fn patches_come_over_http_and_loaded_tasks_outlive_their_source() {
     assert_eq!(server.predict("a", TEXT).ok().json()["patch"], hash_of(&two_classes(&base, 1)));
     assert_eq!(server.predict("run", TEXT).ok().json()["patch"], hash_of(&two_classes(&base, 2)));
     server.predict("nobody", TEXT).refused(404, "unknown_task");
+    let whole = two_classes(&base, 5);
+    fs::write(folder.path().join("copied.safetensors"), &whole[..whole.len() / 2]).unwrap();
+    server.predict("copied", TEXT).refused(422, "bad_patch");
     server.ask("PUT", "/v1/tasks/a", two_classes(&base, 9)).refused(422, "invalid");
     // Files are told apart by their second.
     std::thread::sleep(Duration::from_millis(1100));
+    fs::write(folder.path().join("copied.safetensors"), &whole).unwrap();
     fs::write(folder.path().join("a.safetensors"), two_classes(&base, 4)).unwrap();
     until("the new version is fetched", || {
         server.predict("a", TEXT).ok().json()["patch"] == hash_of(&two_classes(&base, 4))
     });
+    until("a file that was half there is looked at again", || server.predict("copied", TEXT).status == 200);
     drop(files);
     server.predict("late", TEXT).refused(503, "store_unreachable");
     for task in ["a", "run"] {

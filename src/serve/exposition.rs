@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use super::app::App;
 use super::problem::Problem;
-use super::server::App;
 use crate::error::{Error, Result};
 
 /// The recorder is the process's: servers in one process share it, as tests do.

@@ -17,12 +17,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answering::Answered;
+use super::app::App;
 use super::name::TaskName;
 use super::problem::Problem;
 use super::registry::Live;
 use super::request::{self, Deadline, MayRead, Raw};
 use super::routes::body;
-use super::server::App;
 use crate::base::problem::{Problem as Predicted, Texts};
 use crate::predict::json::number;
 use crate::predict::{Input, Prediction};

@@ -9,6 +9,7 @@
 //! Start reading at [`Server`]; `routes` is `/v1`, `inference_protocol` `/v2`.
 
 mod answering;
+mod app;
 mod batcher;
 mod exposition;
 mod inference_protocol;

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::app::App;
 use super::keys::Role;
 use super::name::TaskName;
 use super::problem::Problem;
-use super::server::App;
 use super::store::MAX_PATCH_BYTES;
 
 /// How long the body of a request may take to arrive.

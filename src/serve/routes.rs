@@ -9,11 +9,11 @@ use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::app::App;
 use super::name::TaskName;
 use super::problem::Problem;
 use super::registry::{Listed, Live};
 use super::request::{Deadline, DeadlineHeader, Json, MayChange, MayRead, OfTask, PatchBytes};
-use super::server::App;
 use crate::base::problem::Problem as Predicted;
 use crate::predict::{Input, json as wire};
 

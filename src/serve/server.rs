@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request};
@@ -23,8 +23,9 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::answering::Answering;
+use super::app::App;
 use super::batcher::Batcher;
-use super::keys::{Keys, Role};
+use super::keys::Keys;
 use super::options::Options;
 use super::problem::Problem;
 use super::registry::Registry;
@@ -33,57 +34,14 @@ use super::{exposition, inference_protocol, page, routes, tei};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 
-/// Uploads whose bodies lie in memory at once.
-const UPLOADS_AT_ONCE: usize = 8;
-
 /// How long an answer may lie without its client taking any of it.
 const WRITE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a client may take to send a request's head, and how long a connection may lie idle.
-const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may take to send a request's head, and how long a connection may lie idle: longer than the minute
+/// for which load balancers keep theirs, so that it is they who close it, and not while a request is under way.
+const HEAD_PATIENCE: Duration = Duration::from_secs(75);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// What handlers share. Clones are the same.
-#[derive(Clone)]
-pub(super) struct App(Arc<Shared>);
-
-struct Shared {
-    answering: Answering,
-    keys: Option<Keys>,
-    uploads: Arc<Semaphore>,
-    is_draining: AtomicBool,
-    began: Instant,
-}
-
-impl App {
-    pub(super) fn answering(&self) -> &Answering {
-        &self.0.answering
-    }
-
-    pub(super) fn options(&self) -> &Options {
-        &self.0.answering.options
-    }
-
-    /// Places for the bodies of uploads.
-    pub(super) fn uploads(&self) -> Arc<Semaphore> {
-        self.0.uploads.clone()
-    }
-
-    pub(super) fn uptime_s(&self) -> f64 {
-        self.0.began.elapsed().as_secs_f64()
-    }
-
-    /// Whether a request's key allows what it asks; always where the server knows no keys.
-    pub(super) fn check_key(&self, headers: &HeaderMap, needed: Role) -> Result<(), Problem> {
-        self.0.keys.as_ref().map_or(Ok(()), |keys| keys.check(headers, needed))
-    }
-
-    /// Whether new requests should come here.
-    pub(super) fn ready(&self) -> Result<(), Problem> {
-        if self.0.is_draining.load(Ordering::Relaxed) { Err(Problem::draining()) } else { Ok(()) }
-    }
-}
 
 /// A server that listens, and is ready once [`Server::start`] gives it.
 pub struct Server {
@@ -110,9 +68,7 @@ impl Server {
         let batcher = Batcher::start(encoder.clone(), options.queue, options.batch_tokens)?;
         let tokenising = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
         let answering = Answering { encoder, registry, batcher, options, tokenising };
-        let is_draining = AtomicBool::new(false);
-        let uploads = Arc::new(Semaphore::new(UPLOADS_AT_ONCE));
-        let app = App(Arc::new(Shared { answering, keys, uploads, is_draining, began: Instant::now() }));
+        let app = App::new(answering, keys);
         Ok(Server { app, listener, address })
     }
 
@@ -168,7 +124,7 @@ impl Server {
                 drop(place);
             });
         }
-        app.0.is_draining.store(true, Ordering::Relaxed);
+        app.drain();
         tracing::info!("stopping: accepted requests are still answered");
         drop(listener);
         beside.iter().for_each(|task| task.abort());
@@ -232,7 +188,7 @@ async fn no_such_method() -> Problem {
 
 /// Gives each request an id, a line in the log and its time in the metrics.
 async fn observed(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {
-    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let began = Instant::now();
     let given = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128).cloned();
     let id = given.unwrap_or_else(|| {

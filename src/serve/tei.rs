@@ -11,10 +11,10 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema,
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::app::App;
 use super::problem::Problem;
 use super::request::{Deadline, DeadlineHeader, Json, MayRead};
 use super::routes::{AskRefused, ErrorBody, body};
-use super::server::App;
 use crate::base::problem::Problem as Predicted;
 use crate::predict::json::number;
 use crate::predict::{Input, Prediction};
