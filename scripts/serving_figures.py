@@ -9,7 +9,8 @@ patches into DIR (default target/serving); `oha`, a public load generator, is on
 run in turn; a ratio is of medians, with the 90 % interval of 2,000 resamplings of the rounds. Everything runs on this
 machine: the load generator takes its share of the processor, and so does the tokenizer.
 
-`pipelines` needs a Python with torch and transformers, the one that runs this, and the default base.
+`pipelines` needs a Python with torch and transformers, the one that runs this; `tei` a text-embeddings-router, which $TEI
+names.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -253,33 +255,55 @@ class Measuring:
 
     def pipelines(self):
         """20 tasks over MiniLM: one server, beside a transformers pipeline in a process a task."""
-        fixture, rounds, n = self.fixture("minilm-20", "minilm", 20), [], 20
+        script = ROOT / "benches/reference/pipeline_server.py"
+        found = self.beside("pipelines", lambda model, port: [sys.executable, script, model, port], "", one_input())
+        return {**found, "libraries": versions("torch", "transformers")}
+
+    def tei(self):
+        """The same beside text-embeddings-inference in a process a task; $TEI is its binary."""
+        tei = os.environ.get("TEI") or sys.exit("TEI is unset: it names text-embeddings-router")
+        command = lambda model, port: [tei, "--model-id", model, "--hostname", "127.0.0.1", "--port", port]  # noqa: E731
+        found = self.beside("tei", command, "predict", {"inputs": one_input()["inputs"][0]["text"]})
+        version = subprocess.run([tei, "--version"], capture_output=True, text=True).stdout.split()
+        return {**found, "libraries": {"text-embeddings-inference": version[-1]}}
+
+    def beside(self, name, command, path, body):
+        """20 tasks over MiniLM: one server of ours, beside a process a task, each with a whole model of its own."""
+        fixture, rounds, n, port = self.fixture("minilm-20", "minilm", 20), [], 20, 18000
         with contextlib.ExitStack() as stack:
-            # Each a whole model of its own, as such a server loads it.
-            processes, port = [], 18000
+            processes = []
             for task in range(n):
                 model = self.work / "merged" / f"t{task:03}"
                 if not model.exists():
                     patch = fixture / "patches" / f"t{task:03}.safetensors"
-                    command = [self.bitfit, "patch", "merge", patch, "--base", fixture / "base", "--output", model]
-                    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-                command = [sys.executable, ROOT / "benches/reference/pipeline_server.py", model, str(port + task)]
-                process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                    merge = [self.bitfit, "patch", "merge", patch, "--base", fixture / "base", "--output", model]
+                    subprocess.run(list(map(str, merge)), check=True, capture_output=True)
+                log = stack.enter_context(open(self.work / f"{name}-{task}.log", "w"))
+                process = subprocess.Popen(list(map(str, command(model, port + task))), stdout=log, stderr=log)
                 stack.callback(process.wait)
                 stack.callback(process.kill)
                 processes.append(process)
-            for process in processes:
-                if process.stdout.readline().strip() != "ready":
-                    sys.exit("a pipeline did not start")
+            for task, process in enumerate(processes):
+                wait_for(process, port + task)
             server = stack.enter_context(Server(self.bitfit, fixture, "--preload"))
-            ours, theirs = tasks_url(server, 20), f"http://127.0.0.1:{port // 100}[0-1][0-9]/"
-            asked = lambda url, seconds: oha(url, 40, seconds, one_input(), anew=True)  # noqa: E731
-            for url in (ours, theirs):
-                asked(url, 5)
+            ours = lambda seconds: oha(tasks_url(server, 20), 40, seconds, one_input(), anew=True)  # noqa: E731
+            theirs = lambda seconds: oha(f"http://127.0.0.1:{port // 100}[0-1][0-9]/{path}", 40, seconds, body, anew=True)  # noqa: E731
+            ours(5), theirs(5)
             for _ in range(self.rounds):
-                rounds.append({"bitfit": asked(ours, 10), "pipelines": asked(theirs, 10)})
-            memory = {"bitfit": resident_mb(server.process.pid, "Pss"), "pipelines": sum(resident_mb(p.pid, "Pss") for p in processes)}
-        return {"rounds": rounds, "pss_mb": memory, "tasks": n, "libraries": versions("torch", "transformers")}
+                rounds.append({"bitfit": ours(10), name: theirs(10)})
+            memory = {"bitfit": resident_mb(server.process.pid, "Pss"), name: sum(resident_mb(p.pid, "Pss") for p in processes)}
+        return {"rounds": rounds, "pss_mb": memory, "tasks": n}
+
+
+def wait_for(process, port):
+    """Until something listens at a port."""
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if process.poll() is not None:
+            sys.exit(f"{process.args} did not start")
+        time.sleep(0.5)
+    sys.exit(f"{process.args} does not listen")
 
 
 def versions(*names):
@@ -296,10 +320,17 @@ FIGURES = {
     "latency": Measuring.latency,
     "upper-layers": Measuring.upper_layers,
     "pipelines": Measuring.pipelines,
+    "tei": Measuring.tei,
 }
 
 
 # What docs/serving.md says ------------------------------------------------------------------------------------------
+
+
+BESIDE = {
+    "pipelines": "a transformers `pipeline`\nbehind Python's own HTTP server, one thread each, `benches/reference/pipeline_server.py`",
+    "tei": "text-embeddings-inference\nbuilt with its candle backend",
+}
 
 
 def shown(ratio):
@@ -360,17 +391,18 @@ def table():
                 for name in ("p50", "p99"):
                     cells = [f"{of[f'{share} %'][name]:.0f} ms" for share in (50, 80, 95)]
                     lines.append(f"| {tasks} | {of['requests_s']:.1f} | {name} | " + " | ".join(cells) + " |")
-        if pipes := found.get("pipelines"):
-            ratio = ratio_of_medians(*(column(pipes["rounds"], side, "requests_s") for side in ("bitfit", "pipelines")))
-            memory = pipes["pss_mb"]
-            libraries = ", ".join(f"{name} {version}" for name, version in pipes["libraries"].items())
-            lines += ["", f"20 tasks of MiniLM-L6's shape, beside a process a task, each a transformers `pipeline` behind Python's own HTTP server"]
-            lines += [f"(`benches/reference/pipeline_server.py`, {libraries}, one thread each), 40 connections:", ""]
+        for name, what in BESIDE.items():
+            if name not in found:
+                continue
+            rounds, memory = found[name]["rounds"], found[name]["pss_mb"]
+            ratio = ratio_of_medians(*(column(rounds, side, "requests_s") for side in ("bitfit", name)))
+            libraries = ", ".join(f"{library} {version}" for library, version in found[name]["libraries"].items())
+            lines += ["", f"20 tasks of MiniLM-L6's shape, beside a process a task, each {what} ({libraries}).", "40 connections' worth of requests at once, a connection a request:", ""]
             lines += ["| | requests/s | p50 | p99 | memory |", "| --- | --- | --- | --- | --- |"]
-            for side in ("bitfit", "pipelines"):
-                cells = [statistics.median(column(pipes["rounds"], side, name)) for name in ("requests_s", "p50", "p99")]
+            for side in ("bitfit", name):
+                cells = [statistics.median(column(rounds, side, of)) for of in ("requests_s", "p50", "p99")]
                 lines.append(f"| {side} | {cells[0]:.0f} | {cells[1]:.0f} ms | {cells[2]:.0f} ms | {memory[side]:,.0f} MB |")
-            lines += ["", f"Requests/s: {shown(ratio)} times theirs; memory: theirs is {memory['pipelines'] / memory['bitfit']:.0f} times ours."]
+            lines += ["", f"Requests/s: {shown(ratio)} times theirs; memory: theirs is {memory[name] / memory['bitfit']:.0f} times ours."]
     page = PAGE.read_text(encoding="utf-8")
     begin = page.index("## Figures")
     end = page.find("\n## ", begin + 1)
@@ -391,7 +423,8 @@ def main():
     if not args.many_tasks:
         parser.error("BITFIT and MANY_TASKS are needed")
     measuring, about = Measuring(args), {**facts(), "commit": commit()}
-    for name in args.only.split(",") if args.only else FIGURES:
+    # Of what needs a program that cannot be had from a registry, only where it is asked for.
+    for name in args.only.split(",") if args.only else [name for name in FIGURES if name != "tei"]:
         print(name, flush=True)
         found = {**about, **FIGURES[name](measuring)}
         write_aside(RESULTS / f"{name}@{about['kind']}.json", json.dumps(found, indent=1) + "\n")

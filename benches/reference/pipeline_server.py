@@ -2,7 +2,7 @@
 
 usage: pipeline_server.py MODEL PORT
 
-POST / takes {"inputs": [{"text": ..}]} and answers [[{"label": .., "score": ..}, ..], ..]. Prints `ready`.
+POST / takes {"inputs": [{"text": ..}]} and answers [[{"label": .., "score": ..}, ..], ..]. It listens once it is ready.
 """
 
 import json
@@ -43,6 +43,4 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
-server = Server(("127.0.0.1", PORT), Handler)
-print("ready", flush=True)
-server.serve_forever()
+Server(("127.0.0.1", PORT), Handler).serve_forever()
