@@ -18,7 +18,7 @@ if ! cmp -s "$here/oracles.txt" "$stamp"; then
   fi
   rm -rf "$dir"
   python3 -m venv "$dir" >&2
-  "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r "$here/oracles.txt" >&2
+  "$dir/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --only-binary=:all: -r "$here/oracles.txt" >&2
   cp "$here/oracles.txt" "$stamp"
 fi
 printf '%s\n' "$(cd "$dir" && pwd)/bin/python"
