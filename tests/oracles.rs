@@ -98,7 +98,7 @@ fn the_api_does_what_its_document_says() {
     let known = "[parameters]\n\"path.task\" = \"a\"\n\
         [[operations]]\ninclude-method = \"DELETE\"\nparameters = { \"path.task\" = \"b\" }\n";
     let refusing = ["--exclude-checks", "positive_data_acceptance"];
-    for (server, settings, which) in
+    for (asked, settings, which) in
         [(&of_nothing, "", &["--exclude-method", "PUT"]), (&server, "", &refusing), (&server, known, &refusing)]
     {
         // It reads its settings, and leaves files, where it runs.

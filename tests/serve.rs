@@ -104,6 +104,8 @@ fn what_cannot_be_done_says_so_with_its_status() {
         json!({"inputs": [{"text": "a", "text_pair": "b"}]}),
         json!({"inputs": [{"text": "a", "pair": "b"}]}),
         json!([1]),
+        json!([[["a", null]]]),
+        json!({"inputs": [["a", null]]}),
     ] {
         ask(one, &body.to_string()).refused(422, "invalid");
     }
@@ -116,6 +118,8 @@ fn what_cannot_be_done_says_so_with_its_status() {
         .refused(404, "unknown_task");
     ask("/v1/predict", &json!({"tasks": ["a", "a"], "inputs": [{"text": "a"}]}).to_string()).refused(422, "invalid");
     ask("/v1/nowhere", "").refused(404, "unknown_route");
+    let zipped = Client::new(&server.address).ask("POST", one, &[("content-encoding", "gzip")], text.as_bytes());
+    zipped.refused(415, "encoded");
     // Many names are looked through once, and an output is made once.
     let names: Vec<String> = (0..2000).map(|i| format!("t{i}")).collect();
     ask("/v1/predict", &json!({"tasks": names, "inputs": [{"text": "a"}]}).to_string()).refused(413, "too_large");

@@ -238,3 +238,72 @@ fn a_server_that_still_loads_its_base_stops_when_it_is_told_to() {
     until("it ends", || child.try_wait().unwrap().is_some());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn a_folder_that_is_gone_is_a_store_that_does_not_answer() {
+    let base = base();
+    let folder = store(&base);
+    let (place, away) = (folder.path().join("patches"), folder.path().join("away"));
+    fs::create_dir(&place).unwrap();
+    for task in ["a", "b"] {
+        fs::copy(folder.path().join("a.safetensors"), place.join(format!("{task}.safetensors"))).unwrap();
+    }
+    let server = Served::start(bitfit(), place.to_str().unwrap(), &["--poll", "0.1"]);
+    let held = server.predict("a", TEXT).ok().json();
+    fs::rename(&place, &away).unwrap();
+    server.predict("b", TEXT).refused(503, "store_unreachable");
+    server.predict("nobody", TEXT).refused(503, "store_unreachable");
+    for (method, body) in [("DELETE", &b""[..]), ("PUT", b""), ("PUT", &two_classes(&base, 2))] {
+        server.ask(method, "/v1/tasks/a", body).refused(503, "store_unreachable");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(server.predict("a", TEXT).ok().json(), held);
+    fs::rename(&away, &place).unwrap();
+    until("it is there again", || server.predict("b", TEXT).status == 200);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_in_the_folder_harm_no_other_task_and_are_not_written_through() {
+    let base = base();
+    let folder = store(&base);
+    let outside = tempfile::tempdir().unwrap();
+    let file = outside.path().join("patch.safetensors");
+    fs::write(&file, two_classes(&base, 2)).unwrap();
+    let link = |to: &std::path::Path, name: &str| {
+        std::os::unix::fs::symlink(to, folder.path().join(format!("{name}.safetensors"))).unwrap();
+    };
+    link("loop.safetensors".as_ref(), "loop");
+    link(&file, "linked");
+    let server = Served::start(bitfit(), folder.path().to_str().unwrap(), &["--poll", "0.1", "--preload"]);
+    server.predict("loop", TEXT).refused(503, "store_unreachable");
+    assert_eq!(server.predict("linked", TEXT).ok().json()["patch"], hash_of(&two_classes(&base, 2)));
+    server.ask("PUT", "/v1/tasks/linked", two_classes(&base, 3)).ok();
+    assert_eq!(fs::read(&file).unwrap(), two_classes(&base, 2));
+    fs::write(folder.path().join("a.safetensors"), two_classes(&base, 4)).unwrap();
+    until("the folder is watched on", || {
+        server.predict("a", TEXT).ok().json()["patch"] == hash_of(&two_classes(&base, 4))
+    });
+}
+
+#[test]
+fn a_version_whose_file_was_damaged_is_not_dropped_for_others() {
+    let base = base();
+    let folder = store(&base);
+    for task in ["b", "c", "d"] {
+        fs::write(folder.path().join(format!("{task}.safetensors")), two_classes(&base, 5)).unwrap();
+    }
+    let one = Served::start(bitfit(), folder.path().to_str().unwrap(), &["--pin", "b"]);
+    let size = one.ask("GET", "/v1/tasks/b", "").json()["size_bytes"].as_u64().unwrap();
+    drop(one);
+    let memory = (2 * size + size / 2).to_string();
+    let server =
+        Served::start(bitfit(), folder.path().to_str().unwrap(), &["--poll", "0.1", "--patch-memory", &memory]);
+    let held = server.predict("a", TEXT).ok().json();
+    fs::write(folder.path().join("a.safetensors"), b"damaged").unwrap();
+    until("it is reported", || !server.ask("GET", "/v1/tasks/a", "").ok().json()["error"].is_null());
+    for task in ["b", "c", "d", "b"] {
+        server.predict(task, TEXT).ok();
+    }
+    assert_eq!(server.predict("a", TEXT).ok().json(), held);
+}

@@ -133,8 +133,9 @@ async fn model(_: MayRead, named: Named, State(app): State<App>) -> Result<Respo
 #[derive(Deserialize)]
 struct Infer {
     id: Option<String>,
+    #[serde(deserialize_with = "request::objects")]
     inputs: Vec<InputTensor>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "request::objects")]
     outputs: Vec<OutputAsked>,
     #[serde(default)]
     parameters: Map<String, Value>,

@@ -472,7 +472,8 @@ impl Registry {
         self.evict(task);
     }
 
-    /// Drops least recently used patches until the rest fits, but neither pinned ones nor `newest`.
+    /// Drops least recently used patches until the rest fits, but neither pinned ones nor `newest`, nor those whose file is
+    /// no longer what is live: they could not come back.
     fn evict(&self, newest: &TaskName) {
         let mut bytes = self.live_bytes();
         if bytes <= self.memory {
@@ -482,7 +483,7 @@ impl Registry {
         let mut candidates: Vec<(u64, Arc<Slot>)> = self
             .slots()
             .iter()
-            .filter(|(task, _)| evictable(task))
+            .filter(|(task, slot)| evictable(task) && slot.state().refused.is_none())
             .map(|(_, slot)| (slot.used.load(Ordering::Relaxed), slot.clone()))
             .collect();
         candidates.sort_by_key(|(used, _)| *used);

@@ -1,5 +1,7 @@
 //! What every route reads of a request, within limits: who asks, its body, its deadline, the task that its path names.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, to_bytes};
@@ -7,7 +9,9 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::app::App;
@@ -137,7 +141,7 @@ impl FromRequest<App> for PatchBytes {
 pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let text = std::str::from_utf8(bytes).map_err(|e| Problem::malformed(format!("the body is not UTF-8: {e}")))?;
     let not_json = |e: serde_json::Error| Problem::malformed(format!("the body is not JSON: {e}"));
-    serde_json::from_str(text).map_err(|e| match e.classify() {
+    serde_json::from_str(text).map(|Object(value)| value).map_err(|e| match e.classify() {
         // The wrong type came first; what follows it may still be no JSON.
         serde_json::error::Category::Data => match serde_json::from_str::<serde::de::IgnoredAny>(text) {
             Ok(_) => Problem::invalid(e.to_string()),
@@ -147,9 +151,42 @@ pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })
 }
 
+/// A JSON object of a type. What serde derives would take an array of the fields' values as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct OfMap<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfMap<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        from.deserialize_map(OfMap(PhantomData))
+    }
+}
+
+/// An array of objects, for `#[serde(deserialize_with)]`.
+pub(super) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    Vec::<Object<T>>::deserialize(from).map(|all| all.into_iter().map(|Object(value)| value).collect())
+}
+
 /// The whole body, where it comes in time and is not above the limit.
 async fn whole(request: Request, limit: usize) -> Result<(HeaderMap, Bytes), Problem> {
     let (parts, body): (Parts, Body) = request.into_parts();
+    let encoding = parts.headers.get(axum::http::header::CONTENT_ENCODING);
+    if let Some(encoding) = encoding.filter(|encoding| *encoding != "identity") {
+        let message = format!("content-encoding: bodies are taken as they are, found {encoding:?}");
+        return Err(Problem::new(axum::http::StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded", message));
+    }
     let too_large = || Problem::too_large(format!("expected a body of at most {limit} bytes"));
     let announced = parts.headers.get(axum::http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok());
     if announced.and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n > limit as u64) {

@@ -13,7 +13,7 @@ use super::app::App;
 use super::name::TaskName;
 use super::problem::Problem;
 use super::registry::{Listed, Live};
-use super::request::{Deadline, DeadlineHeader, Json, MayChange, MayRead, OfTask, PatchBytes};
+use super::request::{Deadline, DeadlineHeader, Json, MayChange, MayRead, OfTask, PatchBytes, objects};
 use crate::base::problem::Problem as Predicted;
 use crate::predict::{Input, json as wire};
 
@@ -53,6 +53,7 @@ impl From<Text> for Input {
 pub(super) struct PredictTask {
     /// At least one.
     #[schema(min_items = 1)]
+    #[serde(deserialize_with = "objects")]
     inputs: Vec<Text>,
 }
 
@@ -66,6 +67,7 @@ pub(super) struct PredictMany {
     tasks: Vec<String>,
     /// At least one.
     #[schema(min_items = 1)]
+    #[serde(deserialize_with = "objects")]
     inputs: Vec<Text>,
 }
 
@@ -147,6 +149,9 @@ pub(super) enum AskRefused {
     /// Too large
     #[response(status = 413)]
     TooLarge(ErrorBody),
+    /// A compressed body
+    #[response(status = 415)]
+    Encoded(ErrorBody),
     /// Well-formed but invalid
     #[response(status = 422)]
     Invalid(ErrorBody),
@@ -207,6 +212,9 @@ pub(super) enum ChangeRefused {
     /// Too large
     #[response(status = 413)]
     TooLarge(ErrorBody),
+    /// A compressed body
+    #[response(status = 415)]
+    Encoded(ErrorBody),
     /// Not a patch that a server takes, or a task that is pinned
     #[response(status = 422)]
     Invalid(ErrorBody),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{MAX_PATCH_BYTES, Tag, Version, too_large, version_of, version_path};
 use crate::error::{Error, Result};
-use crate::patch::{sync_folder, write_aside};
+use crate::patch::{rename, sync_folder, write_aside};
 use crate::serve::name::TaskName;
 
 /// See [`super::Store`], whose methods these are. Files are read and written on threads that may block.
@@ -44,8 +44,12 @@ impl Folder {
                 let Some(name) = name.to_str() else { continue };
                 // Either a patch or a folder that may hold one.
                 let Some(task) = TaskName::of_path(name).or_else(|| name.parse().ok()) else { continue };
-                if let Some((_, tag)) = find(root, &task)? {
-                    found.insert(task, tag);
+                // A file that cannot be looked at is there; what is wrong with it shows when it is asked for, and the
+                // others do not suffer.
+                match find(root, &task) {
+                    Ok(Some((_, tag))) => drop(found.insert(task, tag)),
+                    Ok(None) => {}
+                    Err(error) => drop(found.insert(task, Tag(error.to_string()))),
                 }
             }
             Ok(Some(found))
@@ -72,7 +76,11 @@ impl Folder {
         self.with(move |root| {
             // Where the task has a file it is replaced; a new one gets the plain name.
             let path = find(root, &task)?.map_or_else(|| root.join(&task.paths()[0]), |(path, _)| path);
-            write_aside(&path, |file| file.write_all(&bytes))?;
+            // Under a name of this process's own, and then over the task's: a link there is replaced and not followed, as
+            // it may lead out of the store.
+            let aside = path.with_file_name(format!(".{task}.{}.tmp", std::process::id()));
+            write_aside(&aside, |file| file.write_all(&bytes))?;
+            rename(&aside, &path).inspect_err(|_| drop(fs::remove_file(&aside)))?;
             let gone = || Error::io("find again", &path)(io::ErrorKind::NotFound.into());
             Ok(find(root, &task)?.ok_or_else(gone)?.1)
         })
@@ -151,6 +159,8 @@ fn find(root: &Path, task: &TaskName) -> Result<Option<(PathBuf, Tag)>> {
             Err(e) => return Err(Error::io("look at", &path)(e)),
         }
     }
+    // A folder that is gone, unmounted for one, is no folder without tasks.
+    fs::metadata(root).map_err(Error::io("look at", root))?;
     Ok(None)
 }
 
