@@ -32,8 +32,8 @@ pub(super) const DEADLINE_HEADER: &str = "x-deadline-ms";
 #[allow(dead_code, reason = "only its description is used")]
 pub(super) struct DeadlineHeader {
     /// Milliseconds after which to give up (504), where the server's own deadline is longer.
-    #[param(rename = "x-deadline-ms", required = false, minimum = 1)]
-    ms: u64,
+    #[param(rename = "x-deadline-ms", required = false, minimum = 1, maximum = 4_294_967_295_u64)]
+    ms: u32,
 }
 
 /// Proof that the request may ask.
@@ -87,9 +87,14 @@ impl FromRequestParts<App> for Deadline {
         let own = match parts.headers.get(DEADLINE_HEADER) {
             None => most,
             Some(value) => {
-                let ms = value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).filter(|ms| *ms > 0);
-                let refuse = || Problem::invalid(format!("{DEADLINE_HEADER}: expected milliseconds, found {value:?}"));
-                Duration::from_millis(ms.ok_or_else(refuse)?).min(most)
+                let ms = value.to_str().ok().and_then(|text| text.parse::<u32>().ok()).filter(|ms| *ms > 0);
+                let refuse = || {
+                    Problem::invalid(format!(
+                        "{DEADLINE_HEADER}: expected 1 to {} milliseconds, found {value:?}",
+                        u32::MAX
+                    ))
+                };
+                Duration::from_millis(ms.ok_or_else(refuse)?.into()).min(most)
             }
         };
         Ok(Deadline(Instant::now() + own))

@@ -310,7 +310,7 @@ async fn inspect(_: MayRead, OfTask(task): OfTask, State(app): State<App>) -> Re
 /// Upload a patch (the bytes of its file), or with an empty body load what the store holds.
 #[utoipa::path(
     put, path = "/v1/tasks/{task}", tag = "tasks", params(("task" = String, Path)),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content = Option<Vec<u8>>, content_type = "application/octet-stream"),
     responses(
         (status = 200, description = "Replaced, or loaded", body = Value),
         (status = 201, description = "New", body = Value),
