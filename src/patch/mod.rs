@@ -21,8 +21,10 @@ mod spec;
 mod tensors;
 mod untrained;
 
+#[cfg(feature = "serve")]
+pub(crate) use aside::sync_folder;
 pub use aside::write_aside;
-pub(crate) use aside::{destination, rename, sync_folder};
+pub(crate) use aside::{destination, rename};
 pub use file::{Dtype, Patch};
 pub use metadata::{Metadata, Pooling, check_problem, check_task_name};
 pub use selection::{Counts, Method, Selection, TermsMatch};
