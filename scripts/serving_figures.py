@@ -329,7 +329,7 @@ FIGURES = {
 
 BESIDE = {
     "pipelines": "a transformers `pipeline`\nbehind Python's own HTTP server, one thread each, `benches/reference/pipeline_server.py`",
-    "tei": "text-embeddings-inference\nbuilt with its candle backend",
+    "tei": "text-embeddings-inference\nwith its candle backend, built without the MKL that its own images have",
 }
 
 
