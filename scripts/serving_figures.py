@@ -182,7 +182,7 @@ class Measuring:
 
     def mixed_forward(self):
         """A forward of 64 sequences of one task, and of 64 tasks."""
-        return {"bench": self.bench("--shape", "base", "--batch", 64, "--length", LENGTH, "--tasks", "1,64", "--steps", 5 * self.rounds)}
+        return {"bench": self.bench("--shape", "base", "--batch", 64, "--length", LENGTH, "--tasks", "1,64", "--steps", 8 * self.rounds)}
 
     def overhead(self):
         """Tokens a second at saturation, beside the bare forward of as many tokens."""
