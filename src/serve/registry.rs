@@ -134,8 +134,7 @@ impl Registry {
     async fn replace_in(&self, task: &TaskName, slot: &Slot, bytes: Bytes) -> Result<(Arc<Live>, bool), Problem> {
         let _place = self.place().await?;
         let live = self.attach(task, bytes.clone()).await?;
-        let is_new = self.store.tag(task).await?.is_none();
-        self.keep(task).await?;
+        let is_new = !self.keep(task).await?;
         self.store.keep_version(task, live.patch.content_hash(), bytes.clone()).await?;
         let tag = self.store.write(task, bytes).await?;
         self.publish(task, slot, live.clone(), Some(tag));
@@ -154,11 +153,11 @@ impl Registry {
             let slot = this.known(&task).await?;
             let _changing = slot.changing.lock().await;
             let _place = this.place().await?;
-            let was_there = this.store.tag(&task).await?.is_some();
+            let mut was_there = false;
             // A task may have a file at either of its two paths: behind the first the second shows up.
-            while this.store.tag(&task).await?.is_some() {
-                this.keep(&task).await?;
+            while this.keep(&task).await? {
                 this.store.remove(&task).await?;
+                was_there = true;
             }
             this.forget(&task, &slot);
             if !was_there {
@@ -447,20 +446,21 @@ impl Registry {
         Ok(Arc::new(live))
     }
 
-    /// Keeps what is about to be replaced or removed as a version, where it is a patch and not kept already.
-    async fn keep(&self, task: &TaskName) -> Result<(), Problem> {
+    /// Keeps what is about to be replaced or removed as a version, where it is a patch and not kept already; whether the
+    /// store has anything of the task.
+    async fn keep(&self, task: &TaskName) -> Result<bool, Problem> {
         // What was put there by other hands and is no patch, or too large for one, is no version.
         let bytes = match self.store.read(task).await {
             Ok(Some((bytes, _))) => bytes,
-            Ok(None) => return Ok(()),
-            Err(error) if error.kind() == Kind::Content => return Ok(()),
+            Ok(None) => return Ok(false),
+            Err(error) if error.kind() == Kind::Content => return Ok(true),
             Err(error) => return Err(error.into()),
         };
-        let Ok(patch) = Patch::from_bytes(&bytes, Path::new(task.as_str())) else { return Ok(()) };
+        let Ok(patch) = Patch::from_bytes(&bytes, Path::new(task.as_str())) else { return Ok(true) };
         if self.store.read_version(task, patch.content_hash()).await?.is_none() {
             self.store.keep_version(task, patch.content_hash(), bytes).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// From here on requests get this version.
