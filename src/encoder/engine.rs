@@ -222,6 +222,7 @@ pub(super) struct Runtime<D: Ops> {
 impl<D: Ops> Runtime<D> {
     pub(super) fn new(mut context: D, base: &Base) -> Result<Self> {
         let network = context.run(|d| Network::load(d, base))?;
+        context.finish()?;
         context.settle();
         let mut biases = Vec::new();
         for p in base.parameters() {

@@ -13,6 +13,8 @@ pub mod trainer;
 
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, feature = "cuda"))]
+mod tests_on_a_grid;
 
 pub use engine::{Encoder, Task};
 pub use trainer::{Moments, Report, Rule, Run, Training};

@@ -16,7 +16,7 @@ use crate::device::ops::Dropout;
 use crate::encoder::Rule;
 use crate::error::Error;
 
-const DROPOUT: Dropout = Dropout { hidden: 0.2, attention: 0.15, classifier: 0.1 };
+pub(super) const DROPOUT: Dropout = Dropout { hidden: 0.2, attention: 0.15, classifier: 0.1 };
 const LENGTHS: [usize; 6] = [1, 9, 13, 5, 17, 8];
 
 /// Numbers around zero, the same on every machine.
@@ -33,7 +33,7 @@ fn config() -> Config {
     Config { hidden_size: 16, num_attention_heads: 2, intermediate_size: 24, vocab_size: 23, ..Config::tiny() }
 }
 
-fn base(pooler: bool) -> Base {
+pub(super) fn base(pooler: bool) -> Base {
     let config = Config { max_position_embeddings: 20, num_hidden_layers: 2, ..config() };
     let tensors = parameters(&config, pooler).into_iter().enumerate().map(|(i, p)| {
         let mut values = numbers(i as u64, p.len(), 0.2);
@@ -56,7 +56,7 @@ fn head(base: &Base, seed: u64, n_outputs: usize) -> Head {
 }
 
 /// Sequences of the lengths above, dealt out to groups; classes or, where `n_outputs` is 1, values.
-fn batch(groups: &[usize], n_outputs: &[usize]) -> Batch {
+pub(super) fn batch(groups: &[usize], n_outputs: &[usize]) -> Batch {
     let mut batch = Batch::new();
     let mut index = BTreeMap::new();
     for (s, g) in groups.iter().enumerate() {
@@ -66,7 +66,14 @@ fn batch(groups: &[usize], n_outputs: &[usize]) -> Batch {
 }
 
 /// Sequence `s` of run `run`, as group `g` of a batch.
-fn push(batch: &mut Batch, s: usize, run: usize, g: usize, n_outputs: usize, index: &mut BTreeMap<usize, u32>) {
+pub(super) fn push(
+    batch: &mut Batch,
+    s: usize,
+    run: usize,
+    g: usize,
+    n_outputs: usize,
+    index: &mut BTreeMap<usize, u32>,
+) {
     let n = LENGTHS[s % LENGTHS.len()];
     let ids: Vec<u32> = (0..n).map(|i| ((s * 7 + i * 5 + 3) % 23) as u32).collect();
     let types: Vec<u32> = (0..n).map(|i| u32::from(i * 2 > n)).collect();
@@ -77,16 +84,16 @@ fn push(batch: &mut Batch, s: usize, run: usize, g: usize, n_outputs: usize, ind
     batch.push(&ids, &types, g, key, Some(target));
 }
 
-fn biases(base: &Base) -> BTreeMap<String, Request> {
+pub(super) fn biases(base: &Base) -> BTreeMap<String, Request> {
     let is_bias = |role| matches!(role, Role::Bias(_));
     base.parameters().iter().filter(|p| is_bias(p.role)).map(|p| (p.name.clone(), Request::Dense)).collect()
 }
 
-fn everything(base: &Base) -> BTreeMap<String, Request> {
+pub(super) fn everything(base: &Base) -> BTreeMap<String, Request> {
     base.parameters().iter().map(|p| (p.name.clone(), Request::Dense)).collect()
 }
 
-fn run(base: &Base, requests: BTreeMap<String, Request>, seed: u64, n_outputs: usize) -> Run {
+pub(super) fn run(base: &Base, requests: BTreeMap<String, Request>, seed: u64, n_outputs: usize) -> Run {
     let changes = requests.iter().map(|(name, request)| {
         let p = base.parameters().iter().find(|p| &p.name == name).unwrap();
         let change = match request {
@@ -215,7 +222,7 @@ fn a_backward_that_stops_early_gives_the_same_gradients_as_the_whole() {
     }
 }
 
-const RULE: Rule = Rule {
+pub(super) const RULE: Rule = Rule {
     learning_rate: 1e-2,
     head_learning_rate: 2e-2,
     betas: (0.9, 0.999),

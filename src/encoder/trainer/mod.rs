@@ -230,6 +230,7 @@ impl<D: Ops> Trainer<D> {
             steps: vec![0; groups],
         };
         trainer.put_in_use()?;
+        trainer.d.finish()?;
         Ok(trainer)
     }
 
@@ -268,6 +269,52 @@ impl<D: Ops> Trainer<D> {
             }
         }
         Ok(())
+    }
+
+    /// Forward and backward of every batch; gradients are in place, and each batch's losses given, once the device
+    /// gets there.
+    fn passes(&mut self, batches: &[Arc<Batch>], dropout: Dropout) -> Result<Vec<D::Rows>> {
+        let groups = self.steps.len();
+        let mut sequences = vec![0usize; groups];
+        for batch in batches {
+            check_batch(&self.config, batch)?;
+            self.check_targets(batch)?;
+            for (n, range) in sequences.iter_mut().zip(batch.sequences_by_group()) {
+                *n += range.len();
+            }
+        }
+        let plans = batches.iter().map(|batch| self.plan_for(batch)).collect::<Result<Vec<_>>>()?;
+        let loss: Vec<Loss> = sequences.iter().map(|n| Loss { scale: 1.0 / (*n).max(1) as f32 }).collect();
+        let Trainer { d, between, network, biases, heads, tensors, grads, .. } = self;
+        // What an evaluation took is not the step's to keep.
+        between.release();
+        Ok(d.run(|d| {
+            for t in tensors.iter() {
+                if let Some(sums) = t.sums(grads) {
+                    d.clear(sums);
+                }
+            }
+            let mut losses = Vec::with_capacity(batches.len());
+            for (batch, plan) in batches.iter().zip(plans) {
+                d.begin(batch.clone(), dropout);
+                losses.push(Pass { network, biases }.train(d, heads, &loss, plan, grads));
+            }
+            for t in tensors.iter_mut() {
+                t.gather(d, grads);
+            }
+            losses
+        }))
+    }
+
+    /// Each group's loss over all batches.
+    fn sum_of(&self, losses: &[D::Rows]) -> Vec<f64> {
+        let mut sums = vec![0.0; self.steps.len()];
+        for of_batch in losses {
+            for (sum, loss) in sums.iter_mut().zip(self.d.read_rows(of_batch)) {
+                *sum += loss;
+            }
+        }
+        sums
     }
 
     /// Puts base + difference of every trained tensor where the passes read it.
@@ -310,7 +357,7 @@ impl<D: Ops> Trainer<D> {
 
 impl<D: Ops> Training for Trainer<D> {
     fn step(&mut self, batches: &[Arc<Batch>], dropout: Dropout, rules: &[Option<Rule>]) -> Result<Vec<Report>> {
-        let losses = self.accumulate(batches, dropout)?;
+        let losses = self.passes(batches, dropout)?;
         for (step, _) in self.steps.iter_mut().zip(rules).filter(|(_, rule)| rule.is_some()) {
             *step += 1;
         }
@@ -328,46 +375,18 @@ impl<D: Ops> Training for Trainer<D> {
                 t.adamw(d, grads, squares, &rules);
             }
         });
-        let norms = self.d.read_params(&self.squares);
         self.put_in_use()?;
+        // Nothing is read before all is said, so that a device waits once a step.
+        let losses = self.sum_of(&losses);
+        let norms = self.d.read_params(&self.squares);
         self.d.finish()?;
         let report = |(loss, square): (f64, f32)| Report { loss, grad_norm: f64::from(square).sqrt() };
         Ok(losses.into_iter().zip(norms).map(report).collect())
     }
 
     fn accumulate(&mut self, batches: &[Arc<Batch>], dropout: Dropout) -> Result<Vec<f64>> {
-        let groups = self.steps.len();
-        let mut sequences = vec![0usize; groups];
-        for batch in batches {
-            check_batch(&self.config, batch)?;
-            self.check_targets(batch)?;
-            for (n, range) in sequences.iter_mut().zip(batch.sequences_by_group()) {
-                *n += range.len();
-            }
-        }
-        let plans = batches.iter().map(|batch| self.plan_for(batch)).collect::<Result<Vec<_>>>()?;
-        let loss: Vec<Loss> = sequences.iter().map(|n| Loss { scale: 1.0 / (*n).max(1) as f32 }).collect();
-        let mut losses = vec![0.0; groups];
-        let Trainer { d, between, network, biases, heads, tensors, grads, .. } = self;
-        // What an evaluation took is not the step's to keep.
-        between.release();
-        d.run(|d| {
-            for t in tensors.iter() {
-                if let Some(sums) = t.sums(grads) {
-                    d.clear(sums);
-                }
-            }
-            for (batch, plan) in batches.iter().zip(plans) {
-                d.begin(batch.clone(), dropout);
-                let of_batch = Pass { network, biases }.train(d, heads, &loss, plan, grads);
-                for (sum, loss) in losses.iter_mut().zip(d.read_rows(&of_batch)) {
-                    *sum += loss;
-                }
-            }
-            for t in tensors.iter_mut() {
-                t.gather(d, grads);
-            }
-        });
+        let losses = self.passes(batches, dropout)?;
+        let losses = self.sum_of(&losses);
         self.d.finish()?;
         Ok(losses)
     }

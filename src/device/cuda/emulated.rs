@@ -1,0 +1,147 @@
+//! A card that is a grid emulated on the CPU, so that kernels and what launches them are tested without a GPU.
+//!
+//! Memory ends at guard pages and is filled with NaN; products are plain loops. Bugs can be planted: a barrier taken
+//! out, arguments in another order, a smaller grid.
+
+use std::sync::{Arc, Mutex};
+
+use emulated_grid::{Order, Variant};
+use half::bf16;
+
+use super::bytes_of;
+use super::card::{Address, Card, Command, Commands, Launch, Number, Precision, Product, Side};
+use crate::error::{Error, Result};
+
+/// What is done to a launch before it runs.
+pub(crate) type Tamper = fn(&mut Launch, &mut Vec<u64>);
+
+/// How launches run; shared by all queues of a card.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conditions {
+    /// The order of threads and blocks.
+    pub order: Order,
+    /// A planted bug.
+    pub tamper: Option<Tamper>,
+}
+
+/// The emulated card.
+pub(crate) struct Emulated {
+    variant: Variant,
+    conditions: Arc<Mutex<Conditions>>,
+    /// How often work was handed over.
+    pub handed_over: Mutex<usize>,
+}
+
+impl Emulated {
+    /// A card whose kernels compute in a precision.
+    pub fn new(precision: Precision) -> Self {
+        let variant = match precision {
+            Precision::F32 => Variant::F32,
+            Precision::Tf32 => Variant::Tf32,
+            Precision::Bf16 => Variant::Bf16,
+        };
+        let conditions = Arc::new(Mutex::new(Conditions { order: Order::Forward, tamper: None }));
+        Emulated { variant, conditions, handed_over: Mutex::new(0) }
+    }
+
+    /// How launches run from now on.
+    pub fn conditions(&self) -> Arc<Mutex<Conditions>> {
+        self.conditions.clone()
+    }
+
+    fn launch(&self, launch: &Launch, args: &[u64]) -> Result<()> {
+        let Conditions { order, tamper } = *self.conditions.lock().unwrap();
+        let (mut launch, mut args) = (*launch, args.to_vec());
+        if let Some(tamper) = tamper {
+            tamper(&mut launch, &mut args);
+        }
+        let Launch { kernel, grid, threads, shared, .. } = launch;
+        emulated_grid::launch(self.variant, kernel, grid, threads, shared, &args, order)
+            .map_err(|why| Error::Device(format!("{kernel}: {why}")))
+    }
+}
+
+fn values(at: Address, n: usize, number: Number) -> Vec<f32> {
+    let mut bytes = vec![0; n * bytes_of(number)];
+    emulated_grid::read(at, &mut bytes);
+    match number {
+        Number::F32 => bytemuck::pod_collect_to_vec(&bytes),
+        Number::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(&bytes).into_iter().map(bf16::to_f32).collect(),
+    }
+}
+
+/// 10 bits of fraction, ties away from zero.
+fn tf32(x: f32) -> f32 {
+    f32::from_bits(x.to_bits().wrapping_add(0x1000) & 0xffff_e000)
+}
+
+fn multiply(p: &Product) {
+    let stored = if p.precision == Precision::Bf16 { Number::Bf16 } else { Number::F32 };
+    let side = |side: Side, rows: usize, cols: usize| {
+        let mut all = values(side.at, rows * cols, stored);
+        if p.precision == Precision::Tf32 {
+            all.iter_mut().for_each(|x| *x = tf32(*x));
+        }
+        move |i: usize, j: usize| if side.transposed { all[j * rows + i] } else { all[i * cols + j] }
+    };
+    let (left, right) = (side(p.left, p.m, p.k), side(p.right, p.k, p.n));
+    let before = if p.accumulate { values(p.to, p.m * p.n, p.number) } else { vec![0.0; p.m * p.n] };
+    let sum = |i: usize, j: usize| (0..p.k).fold(0f32, |sum, k| left(i, k).mul_add(right(k, j), sum));
+    let y = before.iter().enumerate().map(|(at, before)| before + sum(at / p.n, at % p.n));
+    match p.number {
+        Number::F32 => emulated_grid::write(p.to, bytemuck::cast_slice(&y.collect::<Vec<_>>())),
+        Number::Bf16 => emulated_grid::write(p.to, bytemuck::cast_slice(&y.map(bf16::from_f32).collect::<Vec<_>>())),
+    }
+}
+
+impl Card for Emulated {
+    fn another(&self) -> Result<Self> {
+        Ok(Emulated { variant: self.variant, conditions: self.conditions.clone(), handed_over: Mutex::new(0) })
+    }
+
+    fn name(&self) -> String {
+        "emulated grid".to_string()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Option<Address>> {
+        Ok(Some(emulated_grid::allocate(bytes)))
+    }
+
+    fn free(&self, at: Address) {
+        emulated_grid::free(at);
+    }
+
+    fn free_bytes(&self) -> usize {
+        1 << 30
+    }
+
+    fn write(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        emulated_grid::write(to, bytes);
+        Ok(())
+    }
+
+    fn read(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        emulated_grid::read(from, bytes);
+        Ok(())
+    }
+
+    fn submit(&self, place: Address, constants: &[u8], commands: &Commands) -> Result<()> {
+        *self.handed_over.lock().unwrap() += 1;
+        if !constants.is_empty() {
+            emulated_grid::write(place, constants);
+        }
+        for command in &commands.list {
+            match command {
+                Command::Launch(launch) => self.launch(launch, commands.args_of(launch))?,
+                Command::Product(product) => multiply(product),
+                Command::Copy { to, from, bytes } => emulated_grid::copy(*to, *from, *bytes),
+                Command::Zero { at, bytes } => emulated_grid::zero(*at, *bytes),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+}
