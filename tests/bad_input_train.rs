@@ -86,7 +86,7 @@ fn settings_outside_their_range_are_refused() {
     ] {
         place.refuses(2, &args, &words);
     }
-    place.refuses(1, &["--device", "cuda"], &["device", "cuda is not there"]);
+    place.refuses(1, &["--device", "cuda:99"], &["--device cpu"]);
     place.refuses(2, &["--device", "tpu"], &["--device", "`tpu`"]);
 }
 

@@ -61,10 +61,12 @@ fn wrong_uses_are_refused_with_what_is_known() {
         (&["--terms", "bias"], "one of embeddings_layernorm"),
         (&["--layers", "1..5"], "layer"),
         (&["--dropout", "1.5"], "--dropout"),
-        (&["--precision", "fp16"], "f32, bf16 or int8"),
+        (&["--precision", "fp16"], "f32, tf32, bf16 or int8"),
         (&["--precision", "int8"], "int8 goes with --method forward"),
         (&["--tasks", "4"], "--tasks"),
-        (&["--device", "cuda:0"], "cuda:0 is not there"),
+        (&["--device", "cuda:99"], "--device cpu"),
+        (&["--device", "cuda", "--precision", "int8", "--method", "forward"], "int8 is of the CPU"),
+        (&["--precision", "tf32"], "tf32 is of CUDA devices"),
     ] {
         let output = bench(args);
         let text = String::from_utf8(output.stderr).unwrap();

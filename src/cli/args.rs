@@ -31,10 +31,10 @@ impl BaseArgs {
 /// Where it runs.
 #[derive(Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// The device: cpu
+    /// The device: cpu, or an NVIDIA GPU: cuda for the first, cuda:N for another
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
-    /// What is computed in: f32, bf16 or, for inference, int8
+    /// What is computed in: f32, bf16, on a GPU tf32 or, for inference on the CPU, int8
     #[arg(long, value_name = "PRECISION", default_value = "f32")]
     pub precision: String,
     /// Threads on the CPU [default: all cores]. Results do not depend on it
@@ -52,7 +52,7 @@ impl DeviceArgs {
             Some(n) => return Err(bitfit::Error::setting("--threads", "1 to 1024", n)),
         };
         let placement = Placement { device, precision: self.precision.parse()?, n_threads };
-        placement.note()?;
+        placement.check()?;
         Ok(placement)
     }
 
@@ -60,7 +60,7 @@ impl DeviceArgs {
     pub fn check_training(&self) -> bitfit::Result<Placement> {
         let placement = self.check()?;
         if placement.precision == PrecisionName::Int8 {
-            return Err(bitfit::Error::setting("--precision", "f32 or bf16: int8 is for inference", "`int8`"));
+            return Err(bitfit::Error::setting("--precision", "f32, tf32 or bf16: int8 is for inference", "`int8`"));
         }
         Ok(placement)
     }

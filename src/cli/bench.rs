@@ -11,8 +11,7 @@ use std::time::Instant;
 use bitfit::base::{Base, BaseSpec, Config};
 use bitfit::data::Sequence;
 use bitfit::device::batch::{Batch, DropoutKey, Target};
-use bitfit::device::cpu::Arch;
-use bitfit::device::{self, Placement, PrecisionName};
+use bitfit::device::{DeviceName, Placement, PrecisionName};
 use bitfit::encoder::Encoder;
 use bitfit::patch::{Method, Selection, parse_layers, parse_terms};
 use bitfit::train::{Options, Progress, start, step};
@@ -78,10 +77,11 @@ enum Work {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let work = args.work()?;
-    let Placement { precision, n_threads, .. } = match work {
+    let placement = match work {
         Work::Forward => args.device.check()?,
         Work::Train(_) => args.device.check_training()?,
     };
+    let Placement { device, precision, n_threads } = placement;
     let base = args.base()?;
     check_range("--length", args.length, base.config().max_position_embeddings)?;
     let encoder = args.device.encoder(&base)?;
@@ -89,15 +89,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         encoder.prepare_training();
     }
     // What is resident now is the model; what comes on top is the step's.
-    let resident = memory("VmRSS:");
-    let counted_from_here = reset_peak();
+    let resident = match encoder.memory() {
+        Some(memory) => Some(memory.taken as f64),
+        None => memory("VmRSS:"),
+    };
+    let counted_from_here = encoder.memory().is_some() || reset_peak();
     let steps = args.tasks.iter().map(|k| args.step(&encoder, &work, *k)).collect::<Result<Vec<_>>>()?;
     let times = args.timed(steps)?;
-    let peak = memory("VmHWM:");
+    let peak = match encoder.memory() {
+        Some(memory) => Some(memory.peak as f64),
+        None => memory("VmHWM:"),
+    };
 
     let operations = |whole| operations(base.config(), args.batch, args.length, whole, &work);
     let threads = if n_threads == 0 { std::thread::available_parallelism()?.get() } else { n_threads };
-    let most = device::cpu::peak(precision, threads)?;
+    let most = Placement { n_threads: threads, ..placement }.peak()?;
     let found = Found {
         step_s: median(times[0].clone()),
         tokens: (args.batch * args.length) as f64,
@@ -111,7 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         peak,
         paired: args.tasks.iter().zip(&times).map(|(k, own)| Paired::of(*k, own, &times[0])).collect(),
     };
-    let path = Arch::chosen()?.name();
+    let path = placement.describe()?;
     if args.json {
         let mut json = json!({
             "shape": args.shape,
@@ -120,6 +126,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "length": args.length,
             "threads": threads,
             "precision": precision.to_string(),
+            "device": device.to_string(),
             "processor": processor(),
             "path": path,
             "steps": args.steps,
@@ -129,8 +136,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         say!("{json}");
     } else {
         let Args { shape, method, batch, length, steps, .. } = &args;
-        say!("{shape} {method}, {batch} x {length} tokens, {precision}, {threads} threads");
-        say!("{}, by {path}", processor());
+        match device {
+            DeviceName::Cpu => {
+                say!("{shape} {method}, {batch} x {length} tokens, {precision}, {threads} threads");
+                say!("{}, by {path}", processor());
+            }
+            DeviceName::Cuda(_) => {
+                say!("{shape} {method}, {batch} x {length} tokens, {precision}, {device}");
+                say!("{path}");
+            }
+        }
         say!("");
         found.show(*steps)?;
     }
@@ -145,7 +160,7 @@ struct Found {
     operations: f64,
     /// What is left of them where the last layer is short.
     done: f64,
-    /// Operations a second that the processor can do at most.
+    /// Operations a second that the device can do at most.
     most: Option<f64>,
     model: Option<f64>,
     peak: Option<f64>,
@@ -158,7 +173,7 @@ impl Found {
         self.operations / self.step_s
     }
 
-    /// Of what the processor can do at most, by the operations that are done.
+    /// Of what the device can do at most, by the operations that are done.
     fn share(&self) -> Option<f64> {
         self.most.map(|most| self.done / self.step_s / most)
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use bitfit::base::problem::Texts;
 use bitfit::serve::{Options, Server, Store, TaskName};
 
 use super::args::{BaseArgs, DeviceArgs, parse_size};
@@ -145,8 +146,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let (url, tasks) = (format!("http://{}", server.address()), server.tasks());
         say!("serving {} at {url}", counted(tasks.len()));
         // A line that can be pasted as it stands.
-        let task = tasks.first().map_or("TASK", String::as_str);
-        say!("  curl {url}/v1/tasks/{task}/predict -d '{{\"inputs\": [{{\"text\": \"A text.\"}}]}}'");
+        let (task, texts) = server.example().unwrap_or(("TASK".into(), Texts::One));
+        let pair = if texts == Texts::Two { ", \"text_pair\": \"Another.\"" } else { "" };
+        say!("  curl {url}/v1/tasks/{task}/predict -d '{{\"inputs\": [{{\"text\": \"A text.\"{pair}}}]}}'");
         server.run(stop).await;
         anyhow::Ok(())
     });

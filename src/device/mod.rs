@@ -1,12 +1,14 @@
 //! What an encoder needs of a device, and the devices that provide it.
 //!
 //! Start reading at [`ops`], the traits; [`batch`] is what a step runs over, [`philox`] where dropout comes from,
-//! [`cpu`] the first device.
+//! [`cpu`] the first device and `cuda` the second.
 
 pub mod batch;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) mod filled;
 pub mod ops;
 pub mod philox;
 
@@ -21,6 +23,8 @@ pub enum DeviceName {
     /// The processor: `cpu`.
     #[default]
     Cpu,
+    /// An NVIDIA GPU by its number: `cuda:0`, or `cuda` for the first.
+    Cuda(usize),
 }
 
 /// What an encoder computes in, as a user names it.
@@ -29,6 +33,8 @@ pub enum PrecisionName {
     /// `f32` throughout.
     #[default]
     F32,
+    /// `tf32`: f32, but products on a GPU's tensor cores read 10 bits of fraction.
+    Tf32,
     /// `bf16`: weights and kept activations, sums in f32.
     Bf16,
     /// `int8`: products, for inference alone.
@@ -36,8 +42,12 @@ pub enum PrecisionName {
 }
 
 impl PrecisionName {
-    const ALL: [(&str, PrecisionName); 3] =
-        [("f32", PrecisionName::F32), ("bf16", PrecisionName::Bf16), ("int8", PrecisionName::Int8)];
+    const ALL: [(&str, PrecisionName); 4] = [
+        ("f32", PrecisionName::F32),
+        ("tf32", PrecisionName::Tf32),
+        ("bf16", PrecisionName::Bf16),
+        ("int8", PrecisionName::Int8),
+    ];
 }
 
 impl fmt::Display for PrecisionName {
@@ -51,13 +61,10 @@ impl FromStr for PrecisionName {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        if s == "tf32" {
-            return Err(Error::Device("tf32 is of CUDA devices; on the CPU use --precision f32, bf16 or int8".into()));
-        }
         let named = Self::ALL.iter().find(|(name, _)| *name == s);
         named
             .map(|(_, precision)| *precision)
-            .ok_or_else(|| Error::setting("--precision", "f32, bf16 or int8", format_args!("`{s}`")))
+            .ok_or_else(|| Error::setting("--precision", "f32, tf32, bf16 or int8", format_args!("`{s}`")))
     }
 }
 
@@ -73,12 +80,37 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// Checks, before anything is loaded, that the device is there and computes in the precision.
+    ///
+    /// # Errors
+    ///
+    /// Where the device does not compute in it, is not there, or lacks a library, saying what to do; where
+    /// `$BITFIT_CPU` names what this processor cannot run.
+    pub fn check(&self) -> Result<()> {
+        match (self.device, self.precision) {
+            (DeviceName::Cpu, PrecisionName::Tf32) => {
+                Err(Error::Device("tf32 is of CUDA devices; on the CPU use --precision f32, bf16 or int8".into()))
+            }
+            (DeviceName::Cpu, _) => cpu::Arch::chosen().map(|_| ()),
+            (DeviceName::Cuda(_), PrecisionName::Int8) => {
+                Err(Error::Device("int8 is of the CPU; on a GPU use --precision f32, tf32 or bf16".into()))
+            }
+            #[cfg(feature = "cuda")]
+            (DeviceName::Cuda(ordinal), _) => cuda::check(ordinal),
+            #[cfg(not(feature = "cuda"))]
+            (DeviceName::Cuda(_), _) => Err(without_cuda()),
+        }
+    }
+
     /// What a user should know before it runs: that the processor has no instruction for the precision.
     ///
     /// # Errors
     ///
     /// Where `$BITFIT_CPU` names what this processor cannot run.
     pub fn note(&self) -> Result<Option<String>> {
+        if self.device != DeviceName::Cpu {
+            return Ok(None);
+        }
         let arch = cpu::Arch::chosen()?;
         let widened = self.precision == PrecisionName::Bf16 && !arch.multiplies_bf16();
         Ok(widened.then(|| {
@@ -89,10 +121,52 @@ impl Placement {
     }
 }
 
+impl Placement {
+    /// Floating-point operations a second that the device can do at most in the precision, measured; `None` where the
+    /// compiler chooses the processor's instructions.
+    ///
+    /// # Errors
+    ///
+    /// As [`Placement::check`].
+    pub fn peak(&self) -> Result<Option<f64>> {
+        self.check()?;
+        match self.device {
+            DeviceName::Cpu => cpu::peak(self.precision, self.n_threads),
+            #[cfg(feature = "cuda")]
+            DeviceName::Cuda(ordinal) => {
+                let precision = cuda::card::Precision::named(self.precision);
+                cuda::Gpu::new(ordinal, precision)?.peak(precision).map(Some)
+            }
+            #[cfg(not(feature = "cuda"))]
+            DeviceName::Cuda(_) => Err(without_cuda()),
+        }
+    }
+
+    /// What computes, in words: the set of instructions, or the card and its libraries.
+    ///
+    /// # Errors
+    ///
+    /// As [`Placement::check`].
+    pub fn describe(&self) -> Result<String> {
+        self.check()?;
+        match self.device {
+            DeviceName::Cpu => Ok(cpu::Arch::chosen()?.name().to_string()),
+            #[cfg(feature = "cuda")]
+            DeviceName::Cuda(ordinal) => {
+                let precision = cuda::card::Precision::named(self.precision);
+                Ok(cuda::Gpu::new(ordinal, precision)?.facts().to_string())
+            }
+            #[cfg(not(feature = "cuda"))]
+            DeviceName::Cuda(_) => Err(without_cuda()),
+        }
+    }
+}
+
 impl fmt::Display for DeviceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeviceName::Cpu => f.write_str("cpu"),
+            DeviceName::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
         }
     }
 }
@@ -101,12 +175,19 @@ impl FromStr for DeviceName {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
+        let ordinal = |s: &str| s.strip_prefix("cuda:").and_then(|n| n.parse().ok());
         match s {
             "cpu" => Ok(DeviceName::Cpu),
-            s if s == "cuda" || s.starts_with("cuda:") => {
-                Err(Error::Device(format!("{s} is not there: this version runs on the CPU; use --device cpu")))
-            }
-            s => Err(Error::setting("--device", "cpu", format_args!("`{s}`"))),
+            "cuda" => Ok(DeviceName::Cuda(0)),
+            s => ordinal(s)
+                .map(DeviceName::Cuda)
+                .ok_or_else(|| Error::setting("--device", "cpu, cuda or cuda:N", format_args!("`{s}`"))),
         }
     }
+}
+
+/// The error for a GPU where this was built without.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn without_cuda() -> Error {
+    Error::Device("this was built without CUDA: build it with --features cuda, or use --device cpu".into())
 }

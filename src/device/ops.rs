@@ -186,6 +186,17 @@ pub struct Trained<D: Device> {
     pub v: D::Params,
 }
 
+/// A device's own memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Taken by this context and those that it shares the device with in this process, free buffers among them.
+    pub taken: usize,
+    /// The most that were taken at once.
+    pub peak: usize,
+    /// What this context could still use: what nobody has taken, and its own free buffers.
+    pub available: usize,
+}
+
 /// Memory: what lies on the device, how it gets there and back.
 pub trait Device: Sized + Send + 'static {
     /// (rows, n), f32: the residual stream and its gradient.
@@ -223,6 +234,10 @@ pub trait Device: Sized + Send + 'static {
     fn settle(&self);
     /// The most bytes of pooled buffers that were in use at once, since the context was made.
     fn peak_bytes(&self) -> usize;
+    /// What of the device's own memory is in use; `None` where it has none of its own.
+    fn memory(&self) -> Option<MemoryUse> {
+        None
+    }
 
     /// Lays out a weight of `n_out` rows and `n_in` columns, row-major.
     fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Self::Weight;

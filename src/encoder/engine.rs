@@ -17,7 +17,9 @@ use crate::base::delta::Delta;
 use crate::base::parameters::{Parameter, Role, Term};
 use crate::device::batch::Batch;
 use crate::device::cpu::{Bf16, Cpu, F32, Int8, Precision};
-use crate::device::ops::{Activation, Arithmetic, Dropout, Ops};
+#[cfg(feature = "cuda")]
+use crate::device::cuda;
+use crate::device::ops::{Activation, Arithmetic, Dropout, MemoryUse, Ops};
 use crate::device::{DeviceName, Placement, PrecisionName};
 use crate::error::{Error, Result};
 
@@ -73,11 +75,28 @@ impl Encoder {
             let cpu = Cpu::<P>::new(arithmetic(base.config()), n_threads)?;
             Ok(Arc::new(Runtime::new(cpu, base)?))
         }
-        let Placement { device: DeviceName::Cpu, precision, n_threads } = placement;
-        let engine = match precision {
-            PrecisionName::F32 => on_cpu::<F32>(base, n_threads)?,
-            PrecisionName::Bf16 => on_cpu::<Bf16>(base, n_threads)?,
-            PrecisionName::Int8 => on_cpu::<Int8>(base, n_threads)?,
+        #[cfg(feature = "cuda")]
+        fn on_card<N: cuda::Numbers>(base: &Base, ordinal: usize) -> Result<Arc<dyn Engine>> {
+            let config = base.config();
+            let [hidden, intermediate] = [config.hidden_size, config.intermediate_size];
+            let card = cuda::Gpu::new(ordinal, N::PRECISION)?;
+            let cuda = cuda::Cuda::<_, N>::new(card, arithmetic(config), hidden, intermediate)?;
+            Ok(Arc::new(Runtime::new(cuda, base)?))
+        }
+        placement.check()?;
+        let Placement { device, precision, n_threads } = placement;
+        let engine = match (device, precision) {
+            (DeviceName::Cpu, PrecisionName::F32 | PrecisionName::Tf32) => on_cpu::<F32>(base, n_threads)?,
+            (DeviceName::Cpu, PrecisionName::Bf16) => on_cpu::<Bf16>(base, n_threads)?,
+            (DeviceName::Cpu, PrecisionName::Int8) => on_cpu::<Int8>(base, n_threads)?,
+            #[cfg(feature = "cuda")]
+            (DeviceName::Cuda(ordinal), PrecisionName::Tf32) => on_card::<cuda::Tf32>(base, ordinal)?,
+            #[cfg(feature = "cuda")]
+            (DeviceName::Cuda(ordinal), PrecisionName::Bf16) => on_card::<cuda::Bf16>(base, ordinal)?,
+            #[cfg(feature = "cuda")]
+            (DeviceName::Cuda(ordinal), _) => on_card::<cuda::F32>(base, ordinal)?,
+            #[cfg(not(feature = "cuda"))]
+            (DeviceName::Cuda(_), _) => return Err(crate::device::without_cuda()),
         };
         Ok(Encoder { base: base.clone(), precision, engine })
     }
@@ -172,6 +191,11 @@ impl Encoder {
         self.engine.weights_hash()
     }
 
+    /// What of the device's own memory is in use; `None` on the CPU, which has none of its own.
+    pub fn memory(&self) -> Option<MemoryUse> {
+        self.engine.memory()
+    }
+
     fn check(&self, batch: &Batch, tasks: &[Option<Task>]) -> Result<()> {
         if batch.n_groups() > tasks.len() {
             return Err(Error::setting("tasks of a batch", format!("{}", batch.n_groups()), tasks.len()));
@@ -209,6 +233,7 @@ trait Engine: Send + Sync {
     fn trainer(&self, runs: &[Run], memory_budget: Option<usize>) -> Result<Box<dyn Training>>;
     fn prepare_training(&self);
     fn weights_hash(&self) -> String;
+    fn memory(&self) -> Option<MemoryUse>;
 }
 
 /// A base on a device.
@@ -387,6 +412,10 @@ impl<D: Ops> Engine for Runtime<D> {
 
     fn weights_hash(&self) -> String {
         self.network.hash(&*self.context())
+    }
+
+    fn memory(&self) -> Option<MemoryUse> {
+        self.context().memory()
     }
 }
 

@@ -13,7 +13,6 @@ use crate::base::base::Base;
 use crate::base::delta::{Delta, Request};
 use crate::device::batch::Batch;
 use crate::device::cpu;
-use crate::device::cuda::card::Precision;
 use crate::device::cuda::emulated::Emulated;
 use crate::device::cuda::{self, Cuda, Numbers};
 
@@ -155,16 +154,144 @@ fn groups_equal_runs_alone<N: Numbers>() {
 }
 
 #[test]
-fn a_step_is_handed_over_once_and_in_equal_commands() {
+fn steps_of_one_size_class_are_handed_over_once_each_in_equal_commands_and_equal_memory() {
     let base = base(true);
-    let runs = [run(&base, biases(&base), 10, 2)];
-    let mut trainer = on_grid::<cuda::F32>(&base, &runs, Order::Forward);
-    let batches = [Arc::new(batch(&[0; 6], &[2]))];
-    let step = |t: &mut Trainer<Grid<cuda::F32>>| t.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
-    step(&mut trainer);
-    step(&mut trainer);
-    let peak = trainer.peak_bytes();
-    step(&mut trainer);
-    assert_eq!(peak, trainer.peak_bytes());
-    let _ = Precision::ALL;
+    let config = base.config();
+    let card = Emulated::new(cuda::F32::PRECISION);
+    let handed_over = card.handed_over();
+    let cuda = Cuda::<_, cuda::F32>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size);
+    let runtime = Runtime::new(cuda.unwrap(), &base).unwrap();
+    for (requests, micro_batches) in [(biases(&base), 1), (biases(&base), 2), (everything(&base), 1)] {
+        let mut trainer = runtime.train(&[run(&base, requests, 10, 2)], None).unwrap();
+        // Batches of other texts, and of fewer: the class is the same.
+        let mut step = |n: usize| {
+            handed_over.lock().unwrap().clear();
+            let batches = vec![Arc::new(batch(&vec![0; n], &[2])); micro_batches];
+            trainer.step(&batches, DROPOUT, &[Some(RULE)]).unwrap();
+            (handed_over.lock().unwrap().clone(), trainer.peak_bytes())
+        };
+        let (first, _) = step(6);
+        assert_eq!(first.len(), 1, "a step is handed over once");
+        let second = step(6);
+        assert_eq!([step(5), step(4)], [second.clone(), second]);
+    }
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_refused_with_one_that_does_and_the_run_goes_on() {
+    let base = base(true);
+    let config = base.config();
+    let card = Emulated::new(cuda::F32::PRECISION);
+    let (conditions, taken) = (card.conditions(), card.taken());
+    let cuda = Cuda::<_, cuda::F32>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size);
+    let runtime = Runtime::new(cuda.unwrap(), &base).unwrap();
+    let mut trainer = runtime.train(&[run(&base, biases(&base), 10, 2)], None).unwrap();
+    let batches = |groups: &[usize]| [Arc::new(batch(groups, &[2]))];
+    // Room for the constants and little more.
+    conditions.lock().unwrap().memory = 10 << 20;
+    let refused = trainer.step(&batches(&[0; 6000]), DROPOUT, &[Some(RULE)]).unwrap_err().to_string();
+    assert!(refused.contains("a batch of 6000 sequences, 53000 tokens, needs"), "{refused}");
+    let fits: usize = refused.split("a batch of ").nth(2).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((100..5000).contains(&fits), "{refused}");
+    trainer.step(&batches(&vec![0; fits / 4]), DROPOUT, &[Some(RULE)]).unwrap();
+    // What was not foreseen is told, too, and nothing of that step has happened.
+    let before = trainer.delta(0);
+    conditions.lock().unwrap().memory = taken.lock().unwrap().values().sum::<usize>() + (1 << 20);
+    let message = trainer.step(&batches(&vec![0; fits / 2]), DROPOUT, &[Some(RULE)]).unwrap_err().to_string();
+    assert!(message.contains("emulated grid has no memory left"), "{message}");
+    assert!(trainer.delta(0) == before);
+}
+
+/// Whole steps on a card, where the environment names one: `scripts/gpu_check.sh` does.
+mod on_a_card {
+    use super::*;
+    use crate::base::config::Config;
+    use crate::device::DeviceName;
+    use crate::device::batch::{DropoutKey, Target};
+    use crate::device::cuda::Gpu;
+
+    /// The card to test on.
+    fn named() -> Option<usize> {
+        let device = std::env::var("BITFIT_TEST_DEVICE").ok().map(|name| name.parse::<DeviceName>().unwrap());
+        match device {
+            Some(DeviceName::Cuda(ordinal)) => Some(ordinal),
+            _ => {
+                println!("skipped: BITFIT_TEST_DEVICE names no GPU");
+                None
+            }
+        }
+    }
+
+    fn on_card<N: Numbers>(ordinal: usize, base: &Base, runs: &[Run]) -> Trainer<Cuda<Gpu, N>> {
+        let config = base.config();
+        let card = Gpu::new(ordinal, N::PRECISION).unwrap();
+        let cuda = Cuda::<_, N>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size).unwrap();
+        Runtime::new(cuda, base).unwrap().train(runs, None).unwrap()
+    }
+
+    /// Sequences of lengths up to `longest` for each run that is named, as groups in that order.
+    fn texts(base: &Base, runs: &[usize], each: usize, longest: usize) -> [Arc<Batch>; 1] {
+        let mut batch = Batch::new();
+        for (g, run) in runs.iter().enumerate() {
+            for s in 0..each {
+                let length = longest - (run * 7 + s * 13) % (longest / 2);
+                let id = |i: usize| ((run * 31 + s * 17 + i * 7919 + 1013) % base.config().vocab_size) as u32;
+                let ids: Vec<u32> = (0..length).map(id).collect();
+                let key = DropoutKey { seed: 9 + *run as u64, step: 1, index: s as u32 };
+                batch.push(&ids, &vec![0; length], g, key, Some(Target::Class((s % 2) as u32)));
+            }
+        }
+        [Arc::new(batch)]
+    }
+
+    fn fresh(base: &Base, seed: u64) -> Run {
+        let mut run = run(base, biases(base), seed, 2);
+        run.start.changes.clear();
+        run
+    }
+
+    fn base_step<N: Numbers>(ordinal: usize, base: &Base, most: f64) {
+        let runs = [fresh(base, 10)];
+        let batch = texts(base, &[0], 6, 128);
+        let mut expected = on_cpu::<cpu::F32>(base, &runs);
+        let mut found = on_card::<N>(ordinal, base, &runs);
+        let losses = (found.accumulate(&batch, DROPOUT).unwrap()[0], expected.accumulate(&batch, DROPOUT).unwrap()[0]);
+        let (found, expected) = (found.gradients(0), expected.gradients(0));
+        let errors = expected.iter().filter(|(name, _)| !name.ends_with("key.bias"));
+        let errors = errors.map(|(name, expected)| (error(&found[name], expected), name));
+        let worst = errors.fold((0.0, ""), |worst, (error, name)| if error <= worst.0 { worst } else { (error, name) });
+        println!("on the card: a step of BERT-base, {:?}: losses {losses:?}, worst gradient {worst:?}", N::PRECISION);
+        assert!(worst.0 < most, "{worst:?}");
+    }
+
+    #[test]
+    fn bias_gradients_of_bert_base_are_the_cpus() {
+        let Some(ordinal) = named() else { return };
+        let base = Base::random(Config::base(), 1);
+        base_step::<cuda::F32>(ordinal, &base, 1e-4);
+        base_step::<cuda::Tf32>(ordinal, &base, 2e-2);
+        base_step::<cuda::Bf16>(ordinal, &base, 1e-1);
+    }
+
+    fn bits<N: Numbers>(ordinal: usize) {
+        let base = Base::random(Config::minilm(), 2);
+        let runs: Vec<Run> = (0..5).map(|g| fresh(&base, 10 * g)).collect();
+        let all = [0, 1, 2, 3, 4];
+        let together = trained(on_card::<N>(ordinal, &base, &runs), &texts(&base, &all, 8, 120), 5);
+        let again = trained(on_card::<N>(ordinal, &base, &runs), &texts(&base, &all, 8, 120), 5);
+        assert!(together == again, "other bits the second time, {:?}", N::PRECISION);
+        for g in all {
+            let alone = trained(on_card::<N>(ordinal, &base, &runs[g..=g]), &texts(&base, &[g], 8, 120), 1);
+            assert!(alone[0] == together[g], "run {g} alone, {:?}", N::PRECISION);
+        }
+        println!("on the card: five runs, {:?}: the same bits twice, and alone as beside the others", N::PRECISION);
+    }
+
+    #[test]
+    fn runs_get_the_same_bits_twice_and_alone_as_beside_others() {
+        let Some(ordinal) = named() else { return };
+        bits::<cuda::F32>(ordinal);
+        bits::<cuda::Tf32>(ordinal);
+        bits::<cuda::Bf16>(ordinal);
+    }
 }

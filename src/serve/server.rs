@@ -28,9 +28,10 @@ use super::batcher::Batcher;
 use super::keys::Keys;
 use super::options::Options;
 use super::problem::Problem;
-use super::registry::Registry;
+use super::registry::{Listed, Registry};
 use super::store::Store;
 use super::{exposition, inference_protocol, page, routes, tei};
+use crate::base::problem::Texts;
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 
@@ -80,6 +81,14 @@ impl Server {
     /// The tasks that the store has, by name.
     pub fn tasks(&self) -> Vec<String> {
         self.app.answering().registry.list().iter().map(|listed| listed.task.to_string()).collect()
+    }
+
+    /// A task to try: its name, and how many texts it takes; the first that is live, else the first.
+    pub fn example(&self) -> Option<(String, Texts)> {
+        let all = self.app.answering().registry.list();
+        let live = |listed: &Listed| listed.live.as_ref().map(|live| live.patch.metadata().texts);
+        let first = all.iter().find(|listed| live(listed).is_some()).or(all.first())?;
+        Some((first.task.to_string(), live(first).unwrap_or(Texts::One)))
     }
 
     /// Serves until `stop`, then answers what was accepted and ends; past `Options::drain` it ends without.

@@ -60,7 +60,7 @@ const PRINTING_MACROS: &[&str] = &["println", "eprintln", "print", "eprint", "db
 const PRINTING_HANDLES: &[&str] = &["stdout", "stderr"];
 
 /// Where `unsafe` may stand: the kernels, a folder a device.
-const UNSAFE_FOLDERS: &[&str] = &["device/cpu/"];
+const UNSAFE_FOLDERS: &[&str] = &["device/cpu/", "device/cuda/"];
 
 #[test]
 fn every_import_runs_along_the_table() {

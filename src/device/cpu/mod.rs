@@ -181,6 +181,7 @@ pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
         PrecisionName::F32 => f32::tile(arch).and_then(|tile| tile.spin(rounds)),
         PrecisionName::Bf16 => product::layout::spin_bf16(arch, rounds),
         PrecisionName::Int8 => product::layout::spin_int8(arch, rounds),
+        PrecisionName::Tf32 => None,
     };
     // Clocks rise under load, and others take turns: the best of many windows in which all threads run, each some
     // milliseconds long, so that starting it is nothing.
@@ -331,4 +332,31 @@ impl<P: Precision> Device for Cpu<P> {
 
 fn to_f32<R: Real>(values: &[R]) -> Vec<f32> {
     values.iter().map(|v| v.to_f64() as f32).collect()
+}
+
+#[cfg(all(test, feature = "cuda"))]
+impl<P: Precision> super::filled::Filled for Cpu<P> {
+    fn stream_of(&self, over: super::filled::Over, cols: usize, values: &[f32]) -> Stream<P> {
+        let mut m: Stream<P> = self.mat(over.into(), cols);
+        m.data.copy_from_slice(&P::Real::from_f32(values.to_vec()));
+        m
+    }
+
+    fn act_of(&self, over: super::filled::Over, cols: usize, values: &[f32]) -> Act<P> {
+        let mut m: Act<P> = self.mat(over.into(), cols);
+        for (to, value) in m.data.iter_mut().zip(values) {
+            *to = P::Stored::store(P::Real::of(f64::from(*value)));
+        }
+        m
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+impl From<super::filled::Over> for Space {
+    fn from(over: super::filled::Over) -> Self {
+        match over {
+            super::filled::Over::Tokens => Space::Tokens,
+            super::filled::Over::Firsts => Space::Firsts,
+        }
+    }
 }

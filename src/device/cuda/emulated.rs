@@ -3,6 +3,8 @@
 //! Memory ends at guard pages and is filled with NaN; products are plain loops. Bugs can be planted: a barrier taken
 //! out, arguments in another order, a smaller grid.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
 use emulated_grid::{Order, Variant};
@@ -22,14 +24,24 @@ pub(crate) struct Conditions {
     pub order: Order,
     /// A planted bug.
     pub tamper: Option<Tamper>,
+    /// Bytes of memory.
+    pub memory: usize,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        Conditions { order: Order::Forward, tamper: None, memory: 1 << 30 }
+    }
 }
 
 /// The emulated card.
 pub(crate) struct Emulated {
     variant: Variant,
     conditions: Arc<Mutex<Conditions>>,
-    /// How often work was handed over.
-    pub handed_over: Mutex<usize>,
+    /// What is taken of the memory, by address.
+    taken: Arc<Mutex<HashMap<Address, usize>>>,
+    /// A hash of each list of commands that was handed over, to whichever queue.
+    handed_over: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Emulated {
@@ -40,8 +52,7 @@ impl Emulated {
             Precision::Tf32 => Variant::Tf32,
             Precision::Bf16 => Variant::Bf16,
         };
-        let conditions = Arc::new(Mutex::new(Conditions { order: Order::Forward, tamper: None }));
-        Emulated { variant, conditions, handed_over: Mutex::new(0) }
+        Emulated { variant, conditions: Arc::default(), taken: Arc::default(), handed_over: Arc::default() }
     }
 
     /// How launches run from now on.
@@ -49,8 +60,18 @@ impl Emulated {
         self.conditions.clone()
     }
 
+    /// What is taken of the memory, by address.
+    pub fn taken(&self) -> Arc<Mutex<HashMap<Address, usize>>> {
+        self.taken.clone()
+    }
+
+    /// What was handed over so far.
+    pub fn handed_over(&self) -> Arc<Mutex<Vec<u64>>> {
+        self.handed_over.clone()
+    }
+
     fn launch(&self, launch: &Launch, args: &[u64]) -> Result<()> {
-        let Conditions { order, tamper } = *self.conditions.lock().unwrap();
+        let Conditions { order, tamper, .. } = *self.conditions.lock().unwrap();
         let (mut launch, mut args) = (*launch, args.to_vec());
         if let Some(tamper) = tamper {
             tamper(&mut launch, &mut args);
@@ -96,7 +117,8 @@ fn multiply(p: &Product) {
 
 impl Card for Emulated {
     fn another(&self) -> Result<Self> {
-        Ok(Emulated { variant: self.variant, conditions: self.conditions.clone(), handed_over: Mutex::new(0) })
+        let (conditions, taken, handed_over) = (self.conditions.clone(), self.taken.clone(), self.handed_over.clone());
+        Ok(Emulated { variant: self.variant, conditions, taken, handed_over })
     }
 
     fn name(&self) -> String {
@@ -104,15 +126,21 @@ impl Card for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Option<Address>> {
-        Ok(Some(emulated_grid::allocate(bytes)))
+        if bytes > self.free_bytes() {
+            return Ok(None);
+        }
+        let at = emulated_grid::allocate(bytes);
+        self.taken.lock().unwrap().insert(at, bytes);
+        Ok(Some(at))
     }
 
     fn free(&self, at: Address) {
+        self.taken.lock().unwrap().remove(&at);
         emulated_grid::free(at);
     }
 
     fn free_bytes(&self) -> usize {
-        1 << 30
+        self.conditions.lock().unwrap().memory - self.taken.lock().unwrap().values().sum::<usize>()
     }
 
     fn write(&self, to: Address, bytes: &[u8]) -> Result<()> {
@@ -126,7 +154,9 @@ impl Card for Emulated {
     }
 
     fn submit(&self, place: Address, constants: &[u8], commands: &Commands) -> Result<()> {
-        *self.handed_over.lock().unwrap() += 1;
+        let mut hasher = DefaultHasher::new();
+        commands.hash(&mut hasher);
+        self.handed_over.lock().unwrap().push(hasher.finish());
         if !constants.is_empty() {
             emulated_grid::write(place, constants);
         }

@@ -11,6 +11,7 @@ mod staging;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::fmt;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -55,6 +56,17 @@ pub struct Facts {
     pub cublaslt: usize,
 }
 
+/// `NVIDIA H100 80GB HBM3 (sm 9.0, 79.2 GiB), driver for CUDA 13.0, NVRTC 13.0, cuBLASLt 13.1.0`.
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Facts { model, capability: (major, minor), driver, nvrtc, cublaslt, .. } = self;
+        let gib = self.memory_bytes as f64 / (1u64 << 30) as f64;
+        let (lt_major, lt_minor, patch) = (cublaslt / 10_000, cublaslt / 100 % 100, cublaslt % 100);
+        write!(f, "{model} (sm {major}.{minor}, {gib:.1} GiB), driver for CUDA {driver}, NVRTC {nvrtc}, ")?;
+        write!(f, "cuBLASLt {lt_major}.{lt_minor}.{patch}")
+    }
+}
+
 /// One queue of a card.
 pub struct Gpu {
     // In the order in which they are given back: what a stream may still use goes before it, and the context last.
@@ -67,7 +79,8 @@ pub struct Gpu {
 struct Queue {
     replay: Replay<Graph>,
     staging: Staging,
-    workspace: Memory,
+    /// Once it has multiplied: a queue that only brings a task's weights to the card has none.
+    workspace: Option<Memory>,
 }
 
 /// What queues of one card have in common.
@@ -99,6 +112,18 @@ struct Kernel {
 
 // SAFETY: a handle that the driver lets any thread use.
 unsafe impl Send for Kernel {}
+
+/// Whether a card, NVRTC and cuBLASLt are there.
+///
+/// # Errors
+///
+/// As [`Gpu::new`].
+pub fn check(ordinal: usize) -> Result<()> {
+    let driver = library::driver()?;
+    check_ordinal(ordinal, driver.devices)?;
+    library::nvrtc(Some(driver.version))?;
+    library::cublaslt(Some(driver.version)).map(|_| ())
+}
 
 impl Gpu {
     /// The first queue of a card, with the kernels of a precision. The first start of a version compiles them, which
@@ -154,8 +179,7 @@ impl Gpu {
 
     fn of(shared: Arc<Shared>, graphs: bool) -> Result<Self> {
         shared.context.current()?;
-        let workspace = Memory::new(shared.workspace_bytes)?;
-        let queue = Queue { replay: Replay::default(), staging: Staging::new()?, workspace };
+        let queue = Queue { replay: Replay::default(), staging: Staging::new()?, workspace: None };
         Ok(Self { queue: Mutex::new(queue), stream: Stream::new()?, graphs, shared })
     }
 
@@ -187,7 +211,8 @@ impl Gpu {
         const PRODUCTS: usize = 4;
         self.shared.context.current()?;
         let number = if precision == Precision::Bf16 { Number::Bf16 } else { Number::F32 };
-        let (queue, products) = (lock(&self.queue), lock(&self.shared.products));
+        let (mut queue, products) = (lock(&self.queue), lock(&self.shared.products));
+        let workspace = self.workspace(&mut queue.workspace)?;
         let matrix = || Memory::new(N * N * if number == Number::Bf16 { 2 } else { 4 });
         let (left, right, to) = (matrix()?, matrix()?, matrix()?);
         // Numbers as a model has them: a card that multiplies zeros uses less power and runs faster.
@@ -196,7 +221,7 @@ impl Gpu {
         let side = |memory: &Memory| Side { at: memory.at(), transposed: false };
         let (left, right, to) = (side(&left), side(&right), to.at());
         let product = Product { m: N, n: N, k: N, precision, left, right, to, number, accumulate: false };
-        let mut multiply = products.fastest(&product, &queue.workspace)?;
+        let mut multiply = products.fastest(&product, workspace)?;
         let (from, till) = (Event::timed()?, Event::timed()?);
         let mut best = f64::INFINITY;
         for attempt in 0..=TRIES {
@@ -236,12 +261,23 @@ impl Gpu {
         Ok(())
     }
 
+    /// Where products of this queue put what they are not done with.
+    fn workspace<'q>(&self, of: &'q mut Option<Memory>) -> Result<&'q Memory> {
+        match of {
+            Some(workspace) => Ok(workspace),
+            none => Ok(none.insert(Memory::new(self.shared.workspace_bytes)?)),
+        }
+    }
+
     /// Gives every command to the stream.
-    fn run(&self, workspace: &Memory, commands: &Commands) -> Result<()> {
+    fn run(&self, workspace: &mut Option<Memory>, commands: &Commands) -> Result<()> {
         for command in &commands.list {
             match command {
                 Command::Launch(launch) => self.launch(launch, commands.args_of(launch))?,
-                Command::Product(product) => lock(&self.shared.products).run(product, workspace, &self.stream)?,
+                Command::Product(product) => {
+                    let workspace = self.workspace(workspace)?;
+                    lock(&self.shared.products).run(product, workspace, &self.stream)?;
+                }
                 Command::Copy { to, from, bytes } => self.copy(*to, *from, *bytes)?,
                 Command::Zero { at, bytes } => self.zero(*at, *bytes)?,
             }
@@ -462,7 +498,9 @@ fn check_ordinal(ordinal: usize, devices: usize) -> Result<()> {
     } else {
         format!("{devices} devices, cuda:0 to cuda:{}", devices - 1)
     };
-    Err(Error::Device(format!("cuda:{ordinal} is not there: the driver shows {there}")))
+    Err(Error::Device(format!(
+        "cuda:{ordinal} is not there: the driver shows {there}; name one of those, or use --device cpu"
+    )))
 }
 
 fn check_capability(name: &str, (major, minor): (u32, u32)) -> Result<()> {
@@ -489,8 +527,14 @@ mod tests {
     fn a_card_that_is_not_there_is_told_with_those_that_are() {
         let message = |ordinal, devices| check_ordinal(ordinal, devices).unwrap_err().to_string();
         assert!(check_ordinal(1, 2).is_ok());
-        assert_eq!(message(1, 1), "device: cuda:1 is not there: the driver shows one device, cuda:0");
-        assert_eq!(message(9, 4), "device: cuda:9 is not there: the driver shows 4 devices, cuda:0 to cuda:3");
+        assert_eq!(
+            message(1, 1),
+            "device: cuda:1 is not there: the driver shows one device, cuda:0; name one of those, or use --device cpu"
+        );
+        assert_eq!(
+            message(9, 4),
+            "device: cuda:9 is not there: the driver shows 4 devices, cuda:0 to cuda:3; name one of those, or use --device cpu"
+        );
     }
 
     #[test]

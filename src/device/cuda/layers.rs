@@ -12,8 +12,9 @@ const PARTS: usize = 4;
 const NORM_THREADS: u32 = 256;
 /// Threads of a block of attention.
 const ATTENTION_THREADS: u32 = 128;
-/// Rows of a tile of attention.
+/// Rows of a tile of attention, and of the other side's on the way back: `attention.cu`.
 const TILE: usize = 64;
+const OTHER: usize = 32;
 
 /// A stream, what was kept of its LayerNorm.
 type Normed<C, N> = (Stream<C>, Norm<Cuda<C, N>>);
@@ -240,14 +241,12 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         h
     }
 
-    /// Launches a kernel of attention: a block a tile of `space` and head, over tiles of four matrices and of scores.
-    fn each_tile(&self, kernel: &'static str, space: Space, d: usize, args: &[u64]) {
-        let width = if d <= 32 { 32 } else { 64 };
+    /// Launches a kernel of attention: a block a tile of `space` and head. `rows` are those of all tiles of matrices in
+    /// shared memory, `scores` the columns of that of scores.
+    fn each_tile(&self, kernel: &'static str, space: Space, d: usize, (rows, scores): (usize, usize), args: &[u64]) {
         let number = bytes_of(N::STORED);
-        let gap = 16 / number;
-        let matrices =
-            if kernel.starts_with("attention_queries") || kernel.starts_with("attention_keys") { 4 } else { 3 };
-        let shared = TILE * (matrices * (width + gap) + TILE + gap) * number;
+        let stride = |width: usize| width + 16 / number;
+        let shared = (rows * stride(if d <= 32 { 32 } else { 64 }) + TILE * stride(scores)) * number;
         let grid = [self.rows(space).n_tiles, self.arithmetic.n_heads, 1];
         self.queue().launch(kernel, grid, ATTENTION_THREADS, shared, args);
     }
@@ -268,7 +267,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         let (bounds, keys) = (self.lists().bounds, self.lists().keys);
         let own = args![q.at(), k.at(), v.at(), o.at(), lse.at(), tiles, bounds, keys];
         let args: Vec<u64> = own.iter().copied().chain(self.of_attention(h, site)).collect();
-        self.each_tile(by_head!("attention", h / heads), q.space, h / heads, &args);
+        self.each_tile(by_head!("attention", h / heads), q.space, h / heads, (3 * TILE, TILE), &args);
         (o, lse)
     }
 
@@ -283,15 +282,16 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         let (dq, dots) = (self.act(space, h), self.mat(space, self.arithmetic.n_heads, Number::F32));
         let (bounds, keys) = (self.lists().bounds, self.lists().keys);
         let last = self.of_attention(h, site);
+        let back = (2 * TILE + 2 * OTHER, OTHER);
         let tiles = self.rows(space).tiles;
         let own = args![q.at(), k.at(), v.at(), d_o.at(), lse.at(), dq.at(), dots.at(), tiles, bounds, keys];
         let args: Vec<u64> = own.iter().copied().chain(last).collect();
-        self.each_tile(by_head!("attention_queries", d), space, d, &args);
+        self.each_tile(by_head!("attention_queries", d), space, d, back, &args);
         let tiles = self.rows(Space::Tokens).tiles;
         let firsts = u32::from(space == Space::Firsts);
         let own = args![q.at(), k.at(), v.at(), d_o.at(), lse.at(), dots.at(), tiles, bounds, keys, firsts];
         let args: Vec<u64> = own.iter().copied().chain(last).collect();
-        self.each_tile(by_head!("attention_keys", d), Space::Tokens, d, &args);
+        self.each_tile(by_head!("attention_keys", d), Space::Tokens, d, back, &args);
         (dq, k, v)
     }
 

@@ -4,9 +4,11 @@
 //! order as the one before gets the same addresses: its commands are then equal, and a graph made of them runs again.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::card::{Address, Card};
+use crate::device::ops::MemoryUse;
 use crate::error::{Error, Result};
 
 struct State {
@@ -17,15 +19,41 @@ struct State {
     fault: Option<Error>,
 }
 
+/// What all pools of a card have taken of its memory, in bytes.
+#[derive(Default)]
+pub struct Taken {
+    now: AtomicUsize,
+    peak: AtomicUsize,
+}
+
 struct Shared<C: Card> {
     card: Arc<C>,
+    taken: Arc<Taken>,
     state: Mutex<State>,
+}
+
+impl<C: Card> Shared<C> {
+    fn allocate(&self, bytes: usize) -> Result<Option<Address>> {
+        let at = self.card.allocate(bytes)?;
+        if at.is_some() {
+            let now = self.taken.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            self.taken.peak.fetch_max(now, Ordering::Relaxed);
+        }
+        Ok(at)
+    }
+
+    fn give_back(&self, free: &mut HashMap<usize, BTreeSet<Address>>) {
+        for (bytes, free) in free.drain() {
+            self.taken.now.fetch_sub(bytes * free.len(), Ordering::Relaxed);
+            free.into_iter().for_each(|at| self.card.free(at));
+        }
+    }
 }
 
 impl<C: Card> Drop for Shared<C> {
     fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.free.drain().flat_map(|(_, free)| free).for_each(|at| self.card.free(at));
+        let mut free = std::mem::take(&mut self.state.get_mut().unwrap_or_else(PoisonError::into_inner).free);
+        self.give_back(&mut free);
     }
 }
 
@@ -39,10 +67,15 @@ impl<C: Card> Clone for Pool<C> {
 }
 
 impl<C: Card> Pool<C> {
-    /// An empty pool of a card's memory.
-    pub fn new(card: Arc<C>) -> Self {
+    /// An empty pool of a card's memory; `taken` is the card's.
+    pub fn new(card: Arc<C>, taken: Arc<Taken>) -> Self {
         let state = State { free: HashMap::new(), live: 0, peak: 0, fault: None };
-        Pool(Arc::new(Shared { card, state: Mutex::new(state) }))
+        Pool(Arc::new(Shared { card, taken, state: Mutex::new(state) }))
+    }
+
+    /// What all pools of the card have taken.
+    pub fn taken(&self) -> Arc<Taken> {
+        self.0.taken.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -57,7 +90,7 @@ impl<C: Card> Pool<C> {
         let mut state = self.state();
         let at = match state.free.get_mut(&bytes).and_then(BTreeSet::pop_first) {
             Some(at) => at,
-            None => match self.0.card.allocate(bytes) {
+            None => match self.0.allocate(bytes) {
                 Ok(Some(at)) => at,
                 Ok(None) => {
                     let [live, free, asked] = [state.live, self.0.card.free_bytes(), bytes].map(|n| n as f64 / 1e9);
@@ -100,14 +133,14 @@ impl<C: Card> Pool<C> {
 
     /// Gives free buffers back to the card. No work that is yet to run may use them.
     pub fn release(&self) {
-        let mut state = self.state();
-        state.free.drain().flat_map(|(_, free)| free).for_each(|at| self.0.card.free(at));
+        self.0.give_back(&mut self.state().free);
     }
 
-    /// Bytes that the card or the pool could still hand out.
-    pub fn available(&self) -> usize {
-        let state = self.state();
-        self.0.card.free_bytes() + state.free.iter().map(|(bytes, free)| bytes * free.len()).sum::<usize>()
+    /// The card's memory.
+    pub fn memory(&self) -> MemoryUse {
+        let own: usize = self.state().free.iter().map(|(bytes, free)| bytes * free.len()).sum();
+        let [taken, peak] = [&self.0.taken.now, &self.0.taken.peak].map(|n| n.load(Ordering::Relaxed));
+        MemoryUse { taken, peak, available: self.0.card.free_bytes() + own }
     }
 
     /// The most bytes in use at once so far.

@@ -21,6 +21,8 @@ mod lists;
 mod memory;
 mod queue;
 mod step;
+#[cfg(test)]
+mod tests;
 mod training;
 
 use std::marker::PhantomData;
@@ -30,20 +32,30 @@ use half::bf16;
 
 use card::{Address, Card, Command, Number, Precision, Product, Side};
 use lists::{Lists, Rows, Writer, size_class, upload};
-use memory::{Buffer, Index, Mat, Pool, Space, Stream, Table, Vectors, Weight};
+use memory::{Buffer, Index, Mat, Pool, Space, Stream, Table, Taken, Vectors, Weight};
 use queue::Queue;
 
 use super::batch::{Batch, DropoutKey};
-use super::ops::{Activation, Arithmetic, Device, Dropout, Site};
+use super::ops::{Activation, Arithmetic, Device, Dropout, MemoryUse, Site};
 use super::philox::MaskRow;
 use crate::error::{Error, Result};
 
-pub use gpu::Gpu;
+pub use gpu::{Algorithm, Facts, Gpu};
+pub use library::Version;
 
 /// The widest head that attention's tiles hold.
 const WIDEST_HEAD: usize = 64;
 /// The widest row that a warp's registers hold.
 const WIDEST_ROW: usize = 2048;
+
+/// Whether a card and the libraries that it needs are there.
+///
+/// # Errors
+///
+/// Where one is missing or too old, saying which and what to do.
+pub fn check(ordinal: usize) -> Result<()> {
+    gpu::check(ordinal)
+}
 
 /// What an encoder on a card computes in.
 pub trait Numbers: Send + Sync + 'static {
@@ -117,11 +129,11 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
                 return Err(Error::setting(what, expected, width));
             }
         }
-        Ok(Self::with(Arc::new(card), arithmetic))
+        Ok(Self::with(Arc::new(card), Arc::default(), arithmetic))
     }
 
-    fn with(card: Arc<C>, arithmetic: Arithmetic) -> Self {
-        let pool = Pool::new(card.clone());
+    fn with(card: Arc<C>, taken: Arc<Taken>, arithmetic: Arithmetic) -> Self {
+        let pool = Pool::new(card.clone(), taken);
         Cuda {
             queue: Mutex::new(Queue::new(card.clone(), pool.clone())),
             card,
@@ -319,11 +331,12 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
     const ACT_BYTES: usize = bytes_of(N::STORED);
 
     fn fork(&self) -> Self {
+        let taken = self.pool.taken();
         match self.card.another() {
-            Ok(card) => Self::with(Arc::new(card), self.arithmetic),
+            Ok(card) => Self::with(Arc::new(card), taken, self.arithmetic),
             Err(error) => {
                 // The same queue then; the fork's first pass reports why.
-                let fork = Self::with(self.card.clone(), self.arithmetic);
+                let fork = Self::with(self.card.clone(), taken, self.arithmetic);
                 fork.pool.keep_fault(Err(error));
                 fork
             }
@@ -373,6 +386,10 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
 
     fn peak_bytes(&self) -> usize {
         self.pool.peak_bytes()
+    }
+
+    fn memory(&self) -> Option<MemoryUse> {
+        Some(self.pool.memory())
     }
 
     fn weight(&self, n_out: usize, n_in: usize, values: Vec<f32>) -> Weight<C> {

@@ -21,7 +21,7 @@ use crate::base::config::Config;
 use crate::base::delta::{Change, Delta, Head, Request};
 use crate::base::parameters::Role;
 use crate::device::batch::{Batch, Target};
-use crate::device::ops::{Classifier, Dropout, Loss, Ops, Want};
+use crate::device::ops::{Classifier, Dropout, Loss, MemoryUse, Ops, Want};
 use crate::error::{Error, Result};
 
 /// One run to train: what trains, and the values it starts from.
@@ -236,7 +236,10 @@ impl<D: Ops> Trainer<D> {
 
     /// The plan for a batch: as it is, or with as many layers recomputed as the memory budget asks for.
     fn plan_for(&mut self, batch: &Batch) -> Result<Plan> {
-        let Some(budget) = self.memory_budget else { return Ok(self.plan) };
+        let Some(budget) = self.memory_budget else {
+            self.check_memory(batch)?;
+            return Ok(self.plan);
+        };
         // Buffers are sized for the largest batch so far.
         let (tokens, sequences) = (self.room.0.max(batch.n_tokens()), self.room.1.max(batch.n_sequences()));
         let bytes = |recomputed| {
@@ -252,6 +255,29 @@ impl<D: Ops> Trainer<D> {
         Err(Error::Usage(format!(
             "a batch of {tokens} tokens needs {least} MB of activations at least, and the memory budget is \
              {budget} MB: allow more, or take smaller batches (gradients of several can be accumulated)"
+        )))
+    }
+
+    /// Refuses a batch that is sure not to fit a device with memory of its own.
+    fn check_memory(&self, batch: &Batch) -> Result<()> {
+        let Some(MemoryUse { available, .. }) = self.d.memory() else { return Ok(()) };
+        let (tokens, sequences) = (batch.n_tokens(), batch.n_sequences());
+        let needed = self.plan.bytes::<D>(&self.config, tokens, sequences.next_power_of_two());
+        if needed <= available {
+            return Ok(());
+        }
+        let fits = (sequences as f64 * available as f64 / needed as f64) as usize;
+        let [needed_gb, available_gb] = [needed, available].map(|bytes| bytes as f64 / 1e9);
+        let way_out = match fits {
+            0 => "--memory-budget computes layers again instead of keeping them".to_string(),
+            n => format!(
+                "a batch of {n} such sequences would fit (gradients of several can be accumulated), and \
+                 --memory-budget computes layers again instead of keeping them"
+            ),
+        };
+        Err(Error::Device(format!(
+            "a batch of {sequences} sequences, {tokens} tokens, needs {needed_gb:.2} GB of activations, and the device \
+             has {available_gb:.2} GB left: {way_out}"
         )))
     }
 

@@ -170,7 +170,8 @@ impl Plan {
         // The first of equals: candidates come fastest first.
         let best = ranked.into_iter().min_by_key(|(faults, ..)| *faults);
         let (_, candidate, algorithm) = best.ok_or_else(|| {
-            Error::Device(format!("cuBLASLt {} has no algorithm for {key:?}", handle.library.version))
+            let CublasLt { version, path, .. } = handle.library;
+            Error::Device(format!("cuBLASLt {version} ({}) has no algorithm for {key:?}", path.display()))
         })?;
         Ok(Self { key, operation, candidate, algorithm, layouts: HashMap::new() })
     }

@@ -1,5 +1,5 @@
 // Attention inside each sequence, a head at a time: a block takes 64 rows of one head, and goes through the other side
-// 64 rows at a time. Scores never leave the chip; what is kept is each row's log-sum-exp.
+// 64 rows at a time, or 32 on the way back, which holds twice as much. Scores never leave the chip; what is kept is each row's log-sum-exp.
 //
 // S = Q K' / sqrt d, P = softmax S, O = (M * P) V; dP = M * (dO V'), dV = (M * P)' dO, dS = P * (dP - rowsum(dP * P)),
 // dQ = dS K / sqrt d, dK = dS' Q / sqrt d (Dao et al. 2022). Heads are `d` wide, a multiple of 8; a tile is D wide, and
@@ -11,6 +11,7 @@
 #include "batch.cuh"
 
 #define TILE 64
+#define OTHER 32
 #define ATTENTION_THREADS 128
 // Numbers between the rows of a tile in shared memory, so that rows start in different banks, 16 bytes aligned.
 #define GAP (16 / (int)sizeof(Act))
@@ -83,10 +84,10 @@ DEVICE void clear(float (&sums)[N][4]) {
 }
 
 // A head's columns of `rows` rows, into a tile; zeros beyond.
-template <int D>
+template <int D, int ROWS = TILE>
 DEVICE void load_tile(Act* to, const Act* from, int rows, int h, int head, int d) {
   const int per = 16 / sizeof(Act), chunks = D / per;
-  for (int i = threadIdx.x; i < TILE * chunks; i += ATTENTION_THREADS) {
+  for (int i = threadIdx.x; i < ROWS * chunks; i += ATTENTION_THREADS) {
     const int row = i / chunks, column = i % chunks * per;
     uint4 v = make_uint4(0, 0, 0, 0);
     if (row < rows && column < d) v = *(const uint4*)(from + (u64)row * h + head * d + column);
@@ -113,11 +114,12 @@ DEVICE void zero_tile(Act* to, int rows, int h, int head, int d) {
 }
 
 // Which of a tile's scores are kept: a bit each, a byte for eight keys of a query.
+template <int QUERIES, int KEYS>
 DEVICE void draw_kept(Kept& kept, Key key, int head, int position, int queries, int first_key, int keys, u32 cut,
                       u32 site) {
   if (!cut) return;
-  for (int i = threadIdx.x; i < TILE * (TILE / 8); i += ATTENTION_THREADS) {
-    const int query = i / (TILE / 8), octet = i % (TILE / 8);
+  for (int i = threadIdx.x; i < QUERIES * (KEYS / 8); i += ATTENTION_THREADS) {
+    const int query = i / (KEYS / 8), octet = i % (KEYS / 8);
     if (query >= queries || 8 * octet >= keys) continue;
     const uint4 of = draws(key, site, (u32)head << 16 | (u32)(position + query), first_key / 8 + octet);
     u32 bits = 0;
@@ -168,7 +170,7 @@ DEVICE void attention_forward FORWARD_PARAMETERS {
     __syncthreads();
     load_tile<D>(ks, k + (u64)(first + at) * h, keys, h, head, d);
     load_tile<D>(vs, v + (u64)(first + at) * h, keys, h, head, d);
-    draw_kept(kept, key, head, tile.position, tile.rows, at, keys, cut, site);
+    draw_kept<TILE, TILE>(kept, key, head, tile.position, tile.rows, at, keys, cut, site);
     __syncthreads();
     float s[TILE / 8][4], most[2] = {-INFINITE, -INFINITE}, sum[2] = {0, 0};
     clear(s);
@@ -202,10 +204,10 @@ DEVICE void attention_forward FORWARD_PARAMETERS {
         own[row * STRIDE(TILE) + column] =
             store_act(p == 0.f ? 0.f : p * multiplier(kept, 16 * warp() + row, column, cut, scale));
       }
-    total[0] += row_sum(sum[0]);
-    total[1] += row_sum(sum[1]);
     __syncwarp();
     multiply<D / 8, TILE, true>(sums, own, STRIDE(TILE), vs, STRIDE(D));
+    total[0] += row_sum(sum[0]);
+    total[1] += row_sum(sum[1]);
   }
   store_rows<D>(sums, o + (u64)tile.first * h, tile.rows, h, head, d, 1.f / total[0], 1.f / total[1]);
   if ((lane() & 3) == 0)
@@ -227,8 +229,8 @@ template <int D>
 DEVICE void attention_queries QUERIES_PARAMETERS {
   DYNAMIC_SHARED(Act, shared);
   __shared__ Kept kept;
-  Act *qs = shared, *d_os = qs + TILE * STRIDE(D), *ks = d_os + TILE * STRIDE(D), *vs = ks + TILE * STRIDE(D);
-  Act* own = vs + TILE * STRIDE(D) + 16 * warp() * STRIDE(TILE);
+  Act *qs = shared, *d_os = qs + TILE * STRIDE(D), *ks = d_os + TILE * STRIDE(D), *vs = ks + OTHER * STRIDE(D);
+  Act* own = vs + OTHER * STRIDE(D) + 16 * warp() * STRIDE(OTHER);
   const Tile tile = tiles[blockIdx.x];
   const int head = blockIdx.y;
   if (tile.sequence < 0) {
@@ -250,20 +252,20 @@ DEVICE void attention_queries QUERIES_PARAMETERS {
 #pragma unroll 1
   for (int pass = 0; pass < 2; pass++) {
 #pragma unroll 1
-    for (int at = 0; at < length; at += TILE) {
-      const int keys = min(TILE, length - at);
+    for (int at = 0; at < length; at += OTHER) {
+      const int keys = min(OTHER, length - at);
       __syncthreads();
-      load_tile<D>(ks, k + (u64)(first + at) * h, keys, h, head, d);
-      load_tile<D>(vs, v + (u64)(first + at) * h, keys, h, head, d);
-      draw_kept(kept, key, head, tile.position, tile.rows, at, keys, cut, site);
+      load_tile<D, OTHER>(ks, k + (u64)(first + at) * h, keys, h, head, d);
+      load_tile<D, OTHER>(vs, v + (u64)(first + at) * h, keys, h, head, d);
+      draw_kept<TILE, OTHER>(kept, key, head, tile.position, tile.rows, at, keys, cut, site);
       __syncthreads();
-      float s[TILE / 8][4], dp[TILE / 8][4];
+      float s[OTHER / 8][4], dp[OTHER / 8][4];
       clear(s);
       clear(dp);
-      multiply<TILE / 8, D, false>(s, qs + 16 * warp() * STRIDE(D), STRIDE(D), ks, STRIDE(D));
-      multiply<TILE / 8, D, false>(dp, d_os + 16 * warp() * STRIDE(D), STRIDE(D), vs, STRIDE(D));
+      multiply<OTHER / 8, D, false>(s, qs + 16 * warp() * STRIDE(D), STRIDE(D), ks, STRIDE(D));
+      multiply<OTHER / 8, D, false>(dp, d_os + 16 * warp() * STRIDE(D), STRIDE(D), vs, STRIDE(D));
 #pragma unroll
-      for (int n = 0; n < TILE / 8; n++)
+      for (int n = 0; n < OTHER / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const int row = row_of_sum(i), column = column_of_sum(n, i);
@@ -271,11 +273,11 @@ DEVICE void attention_queries QUERIES_PARAMETERS {
           const float of_p =
               column < keys ? dp[n][i] * multiplier(kept, 16 * warp() + row, column, cut, scale) : 0.f;
           if (pass == 0) dot[i >> 1] = fmaf(p, of_p, dot[i >> 1]);
-          else own[row * STRIDE(TILE) + column] = store_act(p * (of_p - dot[i >> 1]) * root);
+          else own[row * STRIDE(OTHER) + column] = store_act(p * (of_p - dot[i >> 1]) * root);
         }
       if (pass == 0) continue;
       __syncwarp();
-      multiply<D / 8, TILE, true>(sums, own, STRIDE(TILE), ks, STRIDE(D));
+      multiply<D / 8, OTHER, true>(sums, own, STRIDE(OTHER), ks, STRIDE(D));
     }
     if (pass == 0) {
       dot[0] = row_sum(dot[0]);
@@ -304,9 +306,9 @@ template <int D>
 DEVICE void attention_keys KEYS_PARAMETERS {
   DYNAMIC_SHARED(Act, shared);
   __shared__ Kept kept;
-  __shared__ float of_lse[TILE], of_dot[TILE];
-  Act *ks = shared, *vs = ks + TILE * STRIDE(D), *qs = vs + TILE * STRIDE(D), *d_os = qs + TILE * STRIDE(D);
-  Act* own = d_os + TILE * STRIDE(D) + 16 * warp() * STRIDE(TILE);
+  __shared__ float of_lse[OTHER], of_dot[OTHER];
+  Act *ks = shared, *vs = ks + TILE * STRIDE(D), *qs = vs + TILE * STRIDE(D), *d_os = qs + OTHER * STRIDE(D);
+  Act* own = d_os + OTHER * STRIDE(D) + 16 * warp() * STRIDE(OTHER);
   const Tile tile = tiles[blockIdx.x];
   const int head = blockIdx.y;
   Act *to_k = k + (u64)tile.first * h, *to_v = v + (u64)tile.first * h;
@@ -324,43 +326,43 @@ DEVICE void attention_keys KEYS_PARAMETERS {
   load_tile<D>(ks, to_k, tile.rows, h, head, d);
   load_tile<D>(vs, to_v, tile.rows, h, head, d);
 #pragma unroll 1
-  for (int at = 0; at < n_queries; at += TILE) {
-    const int queries = min(TILE, n_queries - at);
+  for (int at = 0; at < n_queries; at += OTHER) {
+    const int queries = min(OTHER, n_queries - at);
     __syncthreads();
-    load_tile<D>(qs, q + (u64)(first + at) * h, queries, h, head, d);
-    load_tile<D>(d_os, d_o + (u64)(first + at) * h, queries, h, head, d);
-    draw_kept(kept, key, head, at, queries, tile.position, tile.rows, cut, site);
-    for (int i = threadIdx.x; i < TILE; i += ATTENTION_THREADS) {
+    load_tile<D, OTHER>(qs, q + (u64)(first + at) * h, queries, h, head, d);
+    load_tile<D, OTHER>(d_os, d_o + (u64)(first + at) * h, queries, h, head, d);
+    draw_kept<OTHER, TILE>(kept, key, head, at, queries, tile.position, tile.rows, cut, site);
+    for (int i = threadIdx.x; i < OTHER; i += ATTENTION_THREADS) {
       of_lse[i] = i < queries ? lse[(u64)(first + at + i) * heads + head] : 0.f;
       of_dot[i] = i < queries ? dots[(u64)(first + at + i) * heads + head] : 0.f;
     }
     __syncthreads();
     // Scores stand on their side here: a row a key, a column a query.
-    float s[TILE / 8][4], dp[TILE / 8][4];
+    float s[OTHER / 8][4], dp[OTHER / 8][4];
     clear(s);
     clear(dp);
-    multiply<TILE / 8, D, false>(s, ks + 16 * warp() * STRIDE(D), STRIDE(D), qs, STRIDE(D));
-    multiply<TILE / 8, D, false>(dp, vs + 16 * warp() * STRIDE(D), STRIDE(D), d_os, STRIDE(D));
+    multiply<OTHER / 8, D, false>(s, ks + 16 * warp() * STRIDE(D), STRIDE(D), qs, STRIDE(D));
+    multiply<OTHER / 8, D, false>(dp, vs + 16 * warp() * STRIDE(D), STRIDE(D), d_os, STRIDE(D));
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++)
+    for (int n = 0; n < OTHER / 8; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int row = row_of_sum(i), query = column_of_sum(n, i), of_tile = 16 * warp() + row;
         const bool real = query < queries && of_tile < tile.rows;
         const float p = real ? expf(fmaf(s[n][i], root, -of_lse[query])) : 0.f;
         const float m = real ? multiplier(kept, query, of_tile, cut, scale) : 0.f;
-        own[row * STRIDE(TILE) + query] = store_act(p * m);
+        own[row * STRIDE(OTHER) + query] = store_act(p * m);
         dp[n][i] = real ? p * (dp[n][i] * m - of_dot[query]) * root : 0.f;
       }
     __syncwarp();
-    multiply<D / 8, TILE, true>(dv, own, STRIDE(TILE), d_os, STRIDE(D));
+    multiply<D / 8, OTHER, true>(dv, own, STRIDE(OTHER), d_os, STRIDE(D));
     __syncwarp();
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++)
+    for (int n = 0; n < OTHER / 8; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) own[row_of_sum(i) * STRIDE(TILE) + column_of_sum(n, i)] = store_act(dp[n][i]);
+      for (int i = 0; i < 4; i++) own[row_of_sum(i) * STRIDE(OTHER) + column_of_sum(n, i)] = store_act(dp[n][i]);
     __syncwarp();
-    multiply<D / 8, TILE, true>(dk, own, STRIDE(TILE), qs, STRIDE(D));
+    multiply<D / 8, OTHER, true>(dk, own, STRIDE(OTHER), qs, STRIDE(D));
   }
   store_rows<D>(dk, to_k, tile.rows, h, head, d, 1.f, 1.f);
   store_rows<D>(dv, to_v, tile.rows, h, head, d, 1.f, 1.f);
