@@ -220,6 +220,16 @@ pub trait Device: Sized + Send + 'static {
     /// Bytes of a number of [`Device::Act`].
     const ACT_BYTES: usize;
 
+    /// Rows of the buffers for a batch of so many tokens and sequences.
+    fn size_class(tokens: usize, sequences: usize) -> (usize, usize) {
+        (tokens, sequences.next_power_of_two())
+    }
+    /// The most bytes that a layer hands on while it runs, beside what is kept, for so many rows: three values of the
+    /// stream and two of activations, a hidden unit each.
+    fn running_bytes(rows: usize, hidden: usize, _intermediate: usize) -> usize {
+        rows * hidden * (3 * Self::STREAM_BYTES + 2 * Self::ACT_BYTES)
+    }
+
     /// Another context over the same threads or device, with a pool of its own.
     fn fork(&self) -> Self;
     /// Runs `f` where the device's threads are at hand.

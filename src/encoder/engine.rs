@@ -225,7 +225,7 @@ pub(super) fn arithmetic(config: &Config) -> Arithmetic {
 }
 
 /// An encoder on some device.
-trait Engine: Send + Sync {
+pub(super) trait Engine: Send + Sync {
     fn attach(&self, delta: &Delta) -> Result<Task>;
     fn forward(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
     fn hidden_states(&self, batch: &Arc<Batch>, tasks: &[Option<Task>]) -> Result<Vec<Vec<f32>>>;
@@ -242,6 +242,8 @@ pub(super) struct Runtime<D: Ops> {
     network: Network<D>,
     biases: Vec<BaseBias>,
     context: Mutex<D>,
+    /// For what is laid out while a forward runs: tasks are attached without waiting for one.
+    beside: Mutex<D>,
 }
 
 impl<D: Ops> Runtime<D> {
@@ -256,12 +258,21 @@ impl<D: Ops> Runtime<D> {
                 biases.push(BaseBias { name: p.name.clone(), term, layer: p.layer, values });
             }
         }
-        Ok(Runtime { base: base.clone(), network, biases, context: Mutex::new(context) })
+        let beside = Mutex::new(context.fork());
+        Ok(Runtime { base: base.clone(), network, biases, context: Mutex::new(context), beside })
     }
 
     fn context(&self) -> MutexGuard<'_, D> {
         // A context begins every pass anew, so one that a panic left behind is as good as new.
         self.context.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lays something out beside a forward that may run.
+    fn lay_out<T: Send>(&self, f: impl FnOnce(&mut D) -> T + Send) -> Result<T> {
+        let mut d = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        let laid_out = d.run(f);
+        d.finish()?;
+        Ok(laid_out)
     }
 
     /// A trainer over this network.
@@ -283,8 +294,6 @@ impl<D: Ops> Runtime<D> {
 
 impl<D: Ops> Engine for Runtime<D> {
     fn attach(&self, delta: &Delta) -> Result<Task> {
-        // A context of its own for what has to be laid out, and only then: biases wait for no forward that runs.
-        let mut own_context = None;
         let config = self.base.config();
         let h = config.hidden_size;
         let head = delta.head.clone();
@@ -295,8 +304,7 @@ impl<D: Ops> Engine for Runtime<D> {
             (false, Some((weight, bias))) => {
                 check_len("pooler.dense.weight", h * h, weight.len())?;
                 check_len("pooler.dense.bias", h, bias.len())?;
-                let d = own_context.get_or_insert_with(|| self.context().fork());
-                Some(Arc::new(d.run(|d| d.weight(h, h, weight.clone()))))
+                Some(Arc::new(self.lay_out(|d| d.weight(h, h, weight.clone()))?))
             }
             (true, Some(_)) => return Err(Error::setting("head", "no pooler: the base has one to share", "a pooler")),
             (false, None) => return Err(Error::setting("head", "a pooler: the base has none", "no pooler")),
@@ -313,7 +321,7 @@ impl<D: Ops> Engine for Runtime<D> {
             let mut values = self.base.tensor(name)?;
             change.add_to(name, &mut values)?;
             let own = network.get_or_insert_with(|| self.network.clone());
-            own_context.get_or_insert_with(|| self.context().fork()).run(|d| own.replace(d, p, values));
+            self.lay_out(|d| own.replace(d, p, values))?;
         }
         let (n_outputs, alone) = (head.n_outputs, network.is_some());
         let changed = |p: &&Parameter| delta.changes.contains_key(&p.name);

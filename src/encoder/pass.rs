@@ -215,13 +215,14 @@ impl Plan {
     ///
     /// Kept of a layer are nine values a token and hidden unit (where I = 4 H), the log-sum-exp and both 1/sigma; of one
     /// that is recomputed its input. The last layer has a row a sequence, but for keys and values. On top come the
-    /// values that a layer hands on while it runs: three of the stream, two of activations.
+    /// values that a layer hands on while it runs, which a device counts itself.
     pub fn bytes<D: Device>(&self, config: &Config, tokens: usize, sequences: usize) -> usize {
+        let (tokens, sequences) = D::size_class(tokens, sequences);
         let [h, i, a] = [config.hidden_size, config.intermediate_size, config.num_attention_heads];
         let (stream, act) = (D::STREAM_BYTES, D::ACT_BYTES);
         let rest = |rows: usize| rows * ((3 * h + i) * act + (a + 2) * stream);
         let (whole, last) = (2 * tokens * h * act + rest(tokens), 2 * tokens * h * act + rest(sequences));
-        let running = 3 * tokens * h * stream + 2 * tokens * h * act;
+        let running = D::running_bytes(tokens, h, i);
         let layers = self.layers(config);
         let inputs = self.recomputed * tokens * h * stream;
         let kept = match layers - self.recomputed.min(layers) {

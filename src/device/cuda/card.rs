@@ -156,6 +156,11 @@ pub trait Card: Send + Sync + Sized + 'static {
     ///
     /// Where the card fails otherwise.
     fn allocate(&self, bytes: usize) -> Result<Option<Address>>;
+    /// What sizes that differ from batch to batch are rounded up to, so that like ones are shared: an eighth of a power of
+    /// two.
+    fn size_class(&self, bytes: usize) -> usize {
+        bytes.next_multiple_of((bytes.max(256).next_power_of_two() / 16).max(256))
+    }
     /// Gives memory back, once no work uses it any more.
     fn free(&self, at: Address);
     /// Bytes that nobody has taken.

@@ -88,14 +88,13 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     pub(super) fn pool_forward(&self, x: &Stream<C>, w: &[&Weight<C>], b: &Vectors<C>) -> Mat<C> {
         let h = x.wide.cols;
         let pooled = self.act(Space::Firsts, h);
-        let sums = self.buffer(Space::Firsts, h, Number::F32);
         let x = self.read_by_products(x);
         for (rows, w) in self.rows_by_pooler(w).into_iter().filter(|(rows, _)| !rows.is_empty()) {
             let at = (rows.start * h) as u64;
-            let from = x + at * Self::stored_bytes();
-            self.times(rows.len(), from, w, sums.at() + at * 4, Number::F32);
+            let [from, to] = [x, pooled.at()].map(|matrix| matrix + at * Self::stored_bytes());
+            self.times(rows.len(), from, w, to, N::STORED);
         }
-        self.add_bias("add_bias_tanh", sums.at(), b, &pooled);
+        self.add_bias("add_bias_tanh", &pooled, b);
         pooled
     }
 
@@ -163,7 +162,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     pub(super) fn loss_of(&self, logits: Mat<C>, n_outputs: &[usize], loss: &[Loss]) -> (Mat<C>, Mat<C>) {
         let lists = self.lists();
         let groups = lists.n_groups;
-        let data = self.pool.take(groups * size_of::<f32>());
+        let data = self.take(groups * size_of::<f32>());
         let losses = Mat { space: Space::Firsts, n: groups, rows: groups, cols: 1, data };
         let scales: Vec<f32> = loss.iter().map(|loss| loss.scale).collect();
         let (outputs, scales) = {
@@ -209,7 +208,6 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         let grid = [h.div_ceil(HEAD_THREADS), widest, lists.n_groups];
         self.launch("classify_weights", grid, HEAD_THREADS as u32, args);
         let dp = self.stream(Space::Firsts, h);
-        let outputs = self.outputs(&c.first, &c.n_outputs);
         let args = args![
             dlogits.at(),
             c.weight.at(),

@@ -409,6 +409,8 @@ impl Card for Gpu {
             Turn::Replay(graph) => graph.launch(&self.stream),
             Turn::Plain => self.run(workspace, commands),
             Turn::Capture(hash) => {
+                // Not while a graph is made: memory cannot be had then.
+                self.workspace(workspace)?;
                 match Graph::capture(&self.stream, || self.run(workspace, commands)) {
                     Ok(Some(graph)) => replay.keep(hash, commands, graph).launch(&self.stream),
                     // Nothing has run yet, and there are easier ways.

@@ -52,28 +52,16 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         self.launch(kernel, grid, COLUMN_THREADS as u32, args);
     }
 
-    /// Room for sums that are not rounded yet: the result itself, where that is f32.
-    fn sums_for(&self, y: &Mat<C>) -> (Address, Option<super::Buffer<C>>) {
-        if N::STORED == Number::F32 {
-            return (y.at(), None);
-        }
-        let sums = self.buffer(y.space, y.cols, Number::F32);
-        (sums.at(), Some(sums))
-    }
-
     pub(super) fn linear_forward(&self, x: &Stream<C>, w: &Weight<C>, b: &Vectors<C>) -> Mat<C> {
-        let space = x.wide.space;
-        let y = self.act(space, w.n_out);
-        let (sums, _room) = self.sums_for(&y);
-        self.times(x.wide.rows, self.read_by_products(x), w, sums, Number::F32);
-        self.add_bias("add_bias", sums, b, &y);
+        let y = self.act(x.wide.space, w.n_out);
+        self.times(x.wide.rows, self.read_by_products(x), w, y.at(), N::STORED);
+        self.add_bias("add_bias", &y, b);
         y
     }
 
-    /// y = f(sums + b[g]), by a kernel of that form.
-    pub(super) fn add_bias(&self, kernel: &'static str, sums: Address, b: &Vectors<C>, y: &Mat<C>) {
-        let blocks = self.rows(y.space).blocks;
-        let args = args![sums, b.at(), b.stride(), y.at(), blocks, y.cols];
+    /// f(y + b[g]) over y, by a kernel of that form.
+    pub(super) fn add_bias(&self, kernel: &'static str, y: &Mat<C>, b: &Vectors<C>) {
+        let args = args![y.at(), b.at(), b.stride(), self.rows(y.space).blocks, y.cols];
         self.each_column(kernel, y.space, y.cols, PARTS, args);
     }
 
@@ -86,12 +74,10 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     ) -> (Mat<C>, Stream<C>) {
         let (space, rows) = (x.wide.space, x.wide.rows);
         let (u, f) = (self.act(space, wi.n_out), self.act(space, wi.n_out));
-        let (sums, room) = self.sums_for(&u);
-        self.times(rows, self.read_by_products(x), wi, sums, Number::F32);
+        self.times(rows, self.read_by_products(x), wi, u.at(), N::STORED);
         let blocks = self.rows(space).blocks;
-        let args = args![sums, bi.at(), bi.stride(), u.at(), f.at(), blocks, u.cols, self.activation()];
+        let args = args![u.at(), bi.at(), bi.stride(), f.at(), blocks, u.cols, self.activation()];
         self.each_column("add_bias_activate", space, u.cols, PARTS, args);
-        drop(room);
         let y = self.stream(space, wo.n_out);
         self.times(rows, f.at(), wo, y.wide.at(), Number::F32);
         (u, y)
@@ -104,12 +90,12 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         u: Mat<C>,
         dbi: Sum<'_, Vectors<C>>,
     ) -> Mat<C> {
-        let sums = self.buffer(u.space, u.cols, Number::F32);
-        self.times_back(dy.rows, dy.at(), wo, sums.at(), Number::F32, false);
+        let d = self.act(u.space, u.cols);
+        self.times_back(dy.rows, dy.at(), wo, d.at(), N::STORED, false);
         let Rows { blocks, n_blocks, .. } = self.rows(u.space);
-        let partial = dbi.is_some().then(|| self.pool.take(n_blocks * u.cols * size_of::<f32>()));
+        let partial = dbi.is_some().then(|| self.take_alike(n_blocks * u.cols * size_of::<f32>()));
         let at = partial.as_ref().map_or(0, super::Buffer::at);
-        let args = args![sums.at(), u.at(), at, blocks, u.cols, self.activation()];
+        let args = args![d.at(), u.at(), at, blocks, u.cols, self.activation()];
         self.each_column("activate_back", u.space, u.cols, 1, args);
         if let (Some(partial), Some(dbi)) = (partial, dbi) {
             self.add_blocks(u.space, u.cols, partial.at(), dbi);
@@ -129,7 +115,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     fn sum_columns(&self, kernel: &'static str, (space, n): (Space, usize), of: &[u64], into: Sum<'_, Vectors<C>>) {
         let Some(into) = into else { return };
         let Rows { blocks, n_blocks, .. } = self.rows(space);
-        let partial = self.pool.take(n_blocks * n * size_of::<f32>());
+        let partial = self.take_alike(n_blocks * n * size_of::<f32>());
         let args: Vec<u64> = of.iter().chain(args![partial.at(), blocks, n]).copied().collect();
         self.each_column(kernel, space, n, 1, &args);
         self.add_blocks(space, n, partial.at(), into);

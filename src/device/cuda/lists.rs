@@ -84,7 +84,12 @@ impl<C: Card> Lists<C> {
 
 /// Rows of each space in the size class of a batch: of tokens, of sequences.
 pub fn size_class(batch: &Batch) -> (usize, usize) {
-    (batch.n_tokens().next_multiple_of(TOKENS), batch.n_sequences().next_power_of_two().max(ROWS))
+    size_class_of(batch.n_tokens(), batch.n_sequences())
+}
+
+/// As [`size_class`], of so many tokens and sequences.
+pub fn size_class_of(tokens: usize, sequences: usize) -> (usize, usize) {
+    (tokens.next_multiple_of(TOKENS), sequences.next_power_of_two().max(ROWS))
 }
 
 /// Lists one behind the other, each 16 bytes aligned.
@@ -152,7 +157,7 @@ impl Writer {
     }
 
     /// Writes a batch's lists to the card, by the queue.
-    pub fn write<C: Card>(&mut self, batch: &Batch, pool: &Pool<C>, queue: &mut Queue<C>) -> Lists<C> {
+    pub fn write<C: Card>(&mut self, batch: &Batch, card: &C, pool: &Pool<C>, queue: &mut Queue<C>) -> Lists<C> {
         self.0.clear();
         let (tokens, sequences) = size_class(batch);
         let bits = |of: &[u32]| of.iter().map(|id| [*id as Word]).collect::<Vec<_>>();
@@ -194,7 +199,7 @@ impl Writer {
                 [NONE],
             ),
             n_groups: batch.n_groups(),
-            _memory: pool.take(self.0.len() * size_of::<Word>()),
+            _memory: pool.take(card.size_class(self.0.len() * size_of::<Word>())),
         };
         let base = lists._memory.at();
         for rows in [&mut lists.tokens, &mut lists.firsts] {

@@ -83,24 +83,14 @@ impl<C: Card> Pool<C> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A buffer of any content. Where there is no memory left, it lies nowhere and the error is kept: nothing that is
-    /// handed over runs from then on, until [`Pool::take_fault`].
-    pub fn take(&self, bytes: usize) -> Buffer<C> {
+    /// A buffer of any content; `None` where there is no memory left.
+    pub fn try_take(&self, bytes: usize) -> Option<Buffer<C>> {
         let bytes = bytes.max(16);
         let mut state = self.state();
         let at = match state.free.get_mut(&bytes).and_then(BTreeSet::pop_first) {
             Some(at) => at,
             None => match self.0.allocate(bytes) {
-                Ok(Some(at)) => at,
-                Ok(None) => {
-                    let [live, free, asked] = [state.live, self.0.card.free_bytes(), bytes].map(|n| n as f64 / 1e9);
-                    let name = self.0.card.name();
-                    state.fault.get_or_insert(Error::Device(format!(
-                        "{name} has no memory left: {asked:.3} GB were asked for beside {live:.3} GB in use here, and \
-                         {free:.3} GB are free; take smaller batches (gradients of several can be accumulated)"
-                    )));
-                    0
-                }
+                Ok(at) => at?,
                 Err(error) => {
                     state.fault.get_or_insert(error);
                     0
@@ -111,7 +101,24 @@ impl<C: Card> Pool<C> {
             state.live += bytes;
             state.peak = state.peak.max(state.live);
         }
-        Buffer { at, bytes, pool: self.clone() }
+        drop(state);
+        Some(Buffer { at, bytes, pool: self.clone() })
+    }
+
+    /// As [`Pool::try_take`]. Where there is no memory left, the buffer lies nowhere and the error is kept: nothing that
+    /// is handed over runs from then on, until [`Pool::take_fault`].
+    pub fn take(&self, bytes: usize) -> Buffer<C> {
+        self.try_take(bytes).unwrap_or_else(|| {
+            let mut state = self.state();
+            let [live, free, asked] = [state.live, self.0.card.free_bytes(), bytes].map(|n| n as f64 / 1e9);
+            let name = self.0.card.name();
+            state.fault.get_or_insert(Error::Device(format!(
+                "{name} has no memory left: {asked:.3} GB were asked for beside {live:.3} GB in use here, and {free:.3} GB \
+                 are free; take smaller batches (gradients of several can be accumulated)"
+            )));
+            drop(state);
+            Buffer { at: 0, bytes, pool: self.clone() }
+        })
     }
 
     /// Keeps an error, unless there is one already.

@@ -150,7 +150,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue<C>> {
-        // What a panic left in the queue belongs to a pass that `begin` forgets.
+        // What a panic left in the queue runs before what comes next, over memory that nobody reads any more.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -165,9 +165,23 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     /// Hands over what is queued and waits for it.
     fn wait(&self) {
         self.queue().hand_over();
-        if !self.pool.is_faulty() {
-            self.pool.keep_fault(self.card.wait());
+        // Whatever is kept: what was handed over before may still run, and memory is given back next.
+        self.pool.keep_fault(self.card.wait());
+    }
+
+    /// A buffer of any content. Where there is no memory left, free buffers go back to the card first.
+    fn take(&self, bytes: usize) -> Buffer<C> {
+        if let Some(buffer) = self.pool.try_take(bytes) {
+            return buffer;
         }
+        self.wait();
+        self.pool.release();
+        self.pool.take(bytes)
+    }
+
+    /// As [`Cuda::take`], of a size that differs from batch to batch.
+    fn take_alike(&self, bytes: usize) -> Buffer<C> {
+        self.take(self.card.size_class(bytes))
     }
 
     /// Adds a launch.
@@ -181,7 +195,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
             Space::Tokens => self.room,
             Space::Firsts => self.rows(space).rows,
         };
-        self.pool.take(rows * cols * bytes_of(number))
+        self.take(rows * cols * bytes_of(number))
     }
 
     fn mat(&self, space: Space, cols: usize, number: Number) -> Mat<C> {
@@ -282,7 +296,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
 
     /// A buffer that holds values as activations are stored.
     fn stored(&self, values: &[f32]) -> Buffer<C> {
-        let buffer = self.pool.take(values.len() * bytes_of(N::STORED));
+        let buffer = self.take(values.len() * bytes_of(N::STORED));
         match N::STORED {
             Number::F32 => self.put(&buffer, bytemuck::cast_slice(values)),
             Number::Bf16 => {
@@ -330,6 +344,17 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
     const STREAM_BYTES: usize = size_of::<f32>();
     const ACT_BYTES: usize = bytes_of(N::STORED);
 
+    fn size_class(tokens: usize, sequences: usize) -> (usize, usize) {
+        lists::size_class_of(tokens, sequences)
+    }
+
+    /// In the feed-forward: its input, that rounded, and f(u).
+    fn running_bytes(rows: usize, hidden: usize, intermediate: usize) -> usize {
+        let rounded = if N::STORED == Number::F32 { 0 } else { Self::ACT_BYTES };
+        let own = hidden * (Self::STREAM_BYTES + rounded) + intermediate * Self::ACT_BYTES;
+        rows * own.max(hidden * (3 * Self::STREAM_BYTES + 2 * Self::ACT_BYTES))
+    }
+
     fn fork(&self) -> Self {
         let taken = self.pool.taken();
         match self.card.another() {
@@ -363,7 +388,7 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
         // Before the new lists: so both passes of a step find the same memory.
         self.lists = None;
         let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.lists = Some(self.writer.write(&batch, &self.pool, queue));
+        self.lists = Some(self.writer.write(&batch, &*self.card, &self.pool, queue));
         self.batch = batch;
         self.dropout = dropout;
         self.in_pass = true;
@@ -406,7 +431,7 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
 
     fn params(&self, rows: usize, values: Vec<f32>) -> Vectors<C> {
         assert_eq!(values.len() % rows, 0, "vectors are of one length");
-        let data = self.pool.take(values.len() * size_of::<f32>());
+        let data = self.take_alike(values.len() * size_of::<f32>());
         self.put(&data, bytemuck::cast_slice(&values));
         Vectors { rows, n: values.len() / rows, data }
     }
@@ -416,13 +441,13 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
     }
 
     fn index(&self, positions: &[u64]) -> Index<C> {
-        let data = self.pool.take(size_of_val(positions));
+        let data = self.take(size_of_val(positions));
         self.put(&data, bytemuck::cast_slice(positions));
         Index { n: positions.len(), data }
     }
 
     fn clear(&mut self, p: &mut Vectors<C>) {
-        self.queue().push(Command::Zero { at: p.at(), bytes: p.rows * p.n * size_of::<f32>() });
+        self.queue().add_zeros(p.at(), p.rows * p.n);
     }
 
     fn visit_weight(&self, w: &Weight<C>, visit: &mut dyn FnMut(&[u8])) {

@@ -53,12 +53,12 @@ macro_rules! args {
 }
 pub(super) use args;
 
-/// A tensor of one group whose squared norm is asked for, `Gradient` in `optimizer.cu`.
+/// Numbers that lie one behind the other, `Numbers` in `optimizer.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Gradient {
-    /// Where its values lie.
-    pub values: Address,
+pub struct Numbers {
+    /// Where they lie.
+    pub at: Address,
     /// How many.
     pub n: u64,
 }
@@ -106,10 +106,12 @@ enum Pending {
     Squares {
         sums: Address,
         groups: usize,
-        of: Vec<(usize, Gradient)>,
+        of: Vec<(usize, Numbers)>,
     },
     Steps(Vec<Step>),
     Sums(Vec<Sum>),
+    /// Vectors to set to zero.
+    Zeros(Vec<Numbers>),
 }
 
 /// Commands and constants, in the making.
@@ -173,6 +175,8 @@ impl<C: Card> Queue<C> {
         assert!(at + bytes.len() <= CONSTANTS, "room was reserved");
         self.constants.resize(at, 0);
         self.constants.extend_from_slice(bytes);
+        // One that there was no memory for is asked for again.
+        self.place = self.place.take().filter(|place| place.at() != 0);
         let place = self.place.get_or_insert_with(|| self.pool.take(CONSTANTS));
         place.at() + at as u64
     }
@@ -185,7 +189,7 @@ impl<C: Card> Queue<C> {
     }
 
     /// Asks for a squared norm to be added to the group's sum.
-    pub fn add_square(&mut self, sums: Address, groups: usize, g: usize, gradient: Gradient) {
+    pub fn add_square(&mut self, sums: Address, groups: usize, g: usize, gradient: Numbers) {
         match &mut self.pending {
             Pending::Squares { sums: to, of, .. } if *to == sums => of.push((g, gradient)),
             _ => {
@@ -213,6 +217,16 @@ impl<C: Card> Queue<C> {
         self.pending = Pending::Sums(vec![sum]);
     }
 
+    /// Asks for numbers to be set to zero.
+    pub fn add_zeros(&mut self, at: Address, n: usize) {
+        let zeros = Numbers { at, n: n as u64 };
+        if let Pending::Zeros(all) = &mut self.pending {
+            return all.push(zeros);
+        }
+        self.settle();
+        self.pending = Pending::Zeros(vec![zeros]);
+    }
+
     /// Turns what is being put together into launches.
     fn settle(&mut self) {
         match std::mem::replace(&mut self.pending, Pending::Nothing) {
@@ -220,15 +234,16 @@ impl<C: Card> Queue<C> {
             Pending::Squares { sums, groups, mut of } => {
                 // Group by group, and within one in the order of the tensors: a sum has one order whoever is beside.
                 of.sort_by_key(|(g, _)| *g);
-                of.chunks(MOST_TENSORS).for_each(|of| self.square(sums, groups, of));
+                whole_groups(&of).for_each(|of| self.square(sums, groups, of));
             }
             Pending::Steps(steps) => self.by_chunk("adamw", &steps, |step| step.n),
             Pending::Sums(sums) => self.by_chunk("add_deltas", &sums, |sum| sum.n),
+            Pending::Zeros(zeros) => self.by_chunk("clear_vectors", &zeros, |zeros| zeros.n),
         }
     }
 
-    fn square(&mut self, sums: Address, groups: usize, of: &[(usize, Gradient)]) {
-        let gradients: Vec<Gradient> = of.iter().map(|(_, gradient)| *gradient).collect();
+    fn square(&mut self, sums: Address, groups: usize, of: &[(usize, Numbers)]) {
+        let gradients: Vec<Numbers> = of.iter().map(|(_, gradient)| *gradient).collect();
         let chunks = chunks(gradients.iter().map(|gradient| gradient.n));
         let mut first = vec![0u32; groups + 1];
         for chunk in &chunks {
@@ -276,4 +291,40 @@ impl<C: Card> Queue<C> {
 fn chunks(lengths: impl Iterator<Item = u64>) -> Vec<[u32; 2]> {
     let of = |(i, n): (usize, u64)| (0..n).step_by(CHUNK).map(move |first| [i as u32, first as u32]);
     lengths.enumerate().flat_map(of).collect()
+}
+
+/// Parts of at most so many tensors as one launch takes, which cut no group unless it alone has more.
+fn whole_groups(mut rest: &[(usize, Numbers)]) -> impl Iterator<Item = &[(usize, Numbers)]> {
+    std::iter::from_fn(move || {
+        let n = match rest.get(MOST_TENSORS) {
+            None => rest.len(),
+            Some((next, _)) => match rest.partition_point(|(g, _)| g < next) {
+                0 => MOST_TENSORS,
+                first_of_next => first_of_next,
+            },
+        };
+        let (part, others) = rest.split_at(n);
+        rest = others;
+        (n > 0).then_some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_cut_where_they_end() {
+        let of = |sizes: &[usize]| {
+            let groups = sizes.iter().enumerate().flat_map(|(g, n)| vec![(g, Numbers { at: 0, n: 1 }); *n]);
+            let all: Vec<_> = groups.collect();
+            whole_groups(&all).map(<[_]>::len).collect::<Vec<_>>()
+        };
+        let most = MOST_TENSORS;
+        assert_eq!(of(&[]), [0; 0]);
+        assert_eq!(of(&[5, most - 5]), [most]);
+        assert_eq!(of(&[5, most - 5, 1]), [most, 1]);
+        assert_eq!(of(&[5, most, 1]), [5, most, 1]);
+        assert_eq!(of(&[most + 7, 3]), [most, 10]);
+    }
 }

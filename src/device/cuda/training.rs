@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::card::{Address, Card, Number};
 use super::memory::{Buffer, Index, Mat, Space, Stream, Vectors};
-use super::queue::{Gradient, Step, Sum, args};
+use super::queue::{Numbers as Vector, Step, Sum, args};
 use super::{Cuda, Numbers, bytes_of};
 use crate::device::ops::{AdamW, Trained, Want};
 
@@ -46,7 +46,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     }
 
     fn transposed(&self, from: Address, rows: usize, columns: usize, number: Number) -> Buffer<C> {
-        let to = self.pool.take(rows * columns * size_of::<f32>());
+        let to = self.take(rows * columns * size_of::<f32>());
         let kernel = if number == Number::F32 { "transpose_stream" } else { "transpose_act" };
         let grid = [columns.div_ceil(SQUARE), rows.div_ceil(SQUARE), 1];
         self.launch(kernel, grid, 256, args![from, to.at(), rows, columns]);
@@ -121,7 +121,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
 
     pub(super) fn squares(&self, grad: &Vectors<C>, rules: &[Option<AdamW>], sums: &mut Vectors<C>) {
         for (g, _) in rules.iter().enumerate().filter(|(_, rule)| rule.is_some()) {
-            let gradient = Gradient { values: grad.of(g), n: grad.n as u64 };
+            let gradient = Vector { at: grad.of(g), n: grad.n as u64 };
             self.queue().add_square(sums.at(), sums.rows, g, gradient);
         }
     }

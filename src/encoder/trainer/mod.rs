@@ -242,9 +242,7 @@ impl<D: Ops> Trainer<D> {
         };
         // Buffers are sized for the largest batch so far.
         let (tokens, sequences) = (self.room.0.max(batch.n_tokens()), self.room.1.max(batch.n_sequences()));
-        let bytes = |recomputed| {
-            Plan { recomputed, ..self.plan }.bytes::<D>(&self.config, tokens, sequences.next_power_of_two())
-        };
+        let bytes = |recomputed| Plan { recomputed, ..self.plan }.bytes::<D>(&self.config, tokens, sequences);
         let layers = self.plan.layers(&self.config);
         if let Some(recomputed) = (0..=layers).find(|n| bytes(*n) <= budget) {
             self.room = (tokens, sequences);
@@ -259,11 +257,15 @@ impl<D: Ops> Trainer<D> {
     }
 
     /// Refuses a batch that is sure not to fit a device with memory of its own.
-    fn check_memory(&self, batch: &Batch) -> Result<()> {
-        let Some(MemoryUse { available, .. }) = self.d.memory() else { return Ok(()) };
+    fn check_memory(&mut self, batch: &Batch) -> Result<()> {
         let (tokens, sequences) = (batch.n_tokens(), batch.n_sequences());
-        let needed = self.plan.bytes::<D>(&self.config, tokens, sequences.next_power_of_two());
+        if tokens <= self.room.0 && sequences <= self.room.1 {
+            return Ok(());
+        }
+        let Some(MemoryUse { available, .. }) = self.d.memory() else { return Ok(()) };
+        let needed = self.plan.bytes::<D>(&self.config, tokens, sequences);
         if needed <= available {
+            self.room = (self.room.0.max(tokens), self.room.1.max(sequences));
             return Ok(());
         }
         let fits = (sequences as f64 * available as f64 / needed as f64) as usize;
@@ -309,11 +311,11 @@ impl<D: Ops> Trainer<D> {
                 *n += range.len();
             }
         }
+        // What an evaluation took is not the step's to keep.
+        self.between.release();
         let plans = batches.iter().map(|batch| self.plan_for(batch)).collect::<Result<Vec<_>>>()?;
         let loss: Vec<Loss> = sequences.iter().map(|n| Loss { scale: 1.0 / (*n).max(1) as f32 }).collect();
-        let Trainer { d, between, network, biases, heads, tensors, grads, .. } = self;
-        // What an evaluation took is not the step's to keep.
-        between.release();
+        let Trainer { d, network, biases, heads, tensors, grads, .. } = self;
         Ok(d.run(|d| {
             for t in tensors.iter() {
                 if let Some(sums) = t.sums(grads) {

@@ -1,5 +1,7 @@
 // Attention inside each sequence, a head at a time: a block takes 64 rows of one head, and goes through the other side
-// 64 rows at a time, or 32 on the way back, which holds twice as much. Scores never leave the chip; what is kept is each row's log-sum-exp.
+// 64 rows at a time, or 32 on the way back, which holds twice as much. Scores never leave the chip; what is kept is each
+// row's log-sum-exp. The output is divided by the row's sum at its end, so what is rounded on the way to its product is
+// M * P before that.
 //
 // S = Q K' / sqrt d, P = softmax S, O = (M * P) V; dP = M * (dO V'), dV = (M * P)' dO, dS = P * (dP - rowsum(dP * P)),
 // dQ = dS K / sqrt d, dK = dS' Q / sqrt d (Dao et al. 2022). Heads are `d` wide, a multiple of 8; a tile is D wide, and
@@ -97,7 +99,8 @@ DEVICE void load_tile(Act* to, const Act* from, int rows, int h, int head, int d
 
 // A warp's 16 rows of sums, times a factor a row, to a head's columns; rows from `rows` on are not the matrix's.
 template <int D>
-DEVICE void store_rows(const float (&sums)[D / 8][4], Act* to, int rows, int h, int head, int d, float low, float high) {
+DEVICE void store_rows(const float (&sums)[D / 8][4], Act* to, int rows, int h, int head, int d, float low,
+                       float high) {
 #pragma unroll
   for (int n = 0; n < D / 8; n++)
 #pragma unroll

@@ -1,4 +1,4 @@
-// How kernels know the batch: by lists in the constants, which `batch.rs` writes. A grid is as large as the largest
+// How kernels know the batch: by the lists that `lists.rs` writes. A grid is as large as the largest
 // batch of its size class needs; what is beyond the batch at hand has a sequence or a group of -1, and rows of zeros
 // are written there, so that sums over all rows of a buffer are those of the batch.
 #pragma once

@@ -1,7 +1,8 @@
 // What stands around the products: grouped biases, the activation forward and backward, and column sums by group.
 //
 // Blocks hold rows of one group, so a thread that owns columns reads its bias once. Sums are made as on the CPU: rows
-// of a block in order, blocks of a group in order.
+// of a block in order, blocks of a group in order. What a product leaves here is stored as activations are: in bf16 a
+// number is rounded once more, when its bias is added, which costs less than to carry f32 to memory and back.
 #pragma once
 #include "batch.cuh"
 
@@ -35,6 +36,10 @@ DEVICE float activation_slope(int f, float u) {
   return u > 0.f ? 1.f : 0.f;
 }
 
+// Rows whose numbers are read before any is written: what is written could be what is read next, for all that the
+// compiler knows, so it would wait for each.
+#define AHEAD 4
+
 // The column of this thread, and the rows of its part of its block.
 #define COLUMNS_OF_PART(n)                                       \
   const int column = blockIdx.x * COLUMN_THREADS + threadIdx.x;  \
@@ -43,42 +48,45 @@ DEVICE float activation_slope(int f, float u) {
   const int end = min(block.end, first + PART_ROWS);             \
   if (column >= (n)) return;
 
-// y = sums + b[g], rounded once; sums and y may be one.
-KERNEL_BOUNDS(COLUMN_THREADS, add_bias,
-              (const float* sums, const float* bias, int stride, Act* y, const Block* blocks, int n)) {
+// The numbers of up to AHEAD rows from `row` on, of one column; zeros beyond the block's end or where it has no group.
+DEVICE void read_ahead(float v[AHEAD], const Act* from, int row, int end, int n, int column, bool real) {
+#pragma unroll
+  for (int i = 0; i < AHEAD; i++) v[i] = real && row + i < end ? load(from[(u64)(row + i) * n + column]) : 0.f;
+}
+
+// f(y + b[g]) over y.
+template <class F>
+DEVICE void add_bias_to(Act* y, const float* bias, int stride, const Block* blocks, int n, F f) {
   COLUMNS_OF_PART(n)
-  const float b = block.group < 0 ? 0.f : bias[(u64)block.group * stride + column];
-#pragma unroll 4
-  for (int row = first; row < end; row++) {
-    const u64 at = (u64)row * n + column;
-    y[at] = store_act(block.group < 0 ? 0.f : sums[at] + b);
+  const bool real = block.group >= 0;
+  const float b = real ? bias[(u64)block.group * stride + column] : 0.f;
+  for (int row = first; row < end; row += AHEAD) {
+    float v[AHEAD];
+    read_ahead(v, y, row, end, n, column, real);
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+      if (row + i < end) f((u64)(row + i) * n + column, real ? v[i] + b : 0.f);
   }
 }
 
-// tanh(sums + b[g]).
-KERNEL_BOUNDS(COLUMN_THREADS, add_bias_tanh,
-              (const float* sums, const float* bias, int stride, Act* y, const Block* blocks, int n)) {
-  COLUMNS_OF_PART(n)
-  const float b = block.group < 0 ? 0.f : bias[(u64)block.group * stride + column];
-  for (int row = first; row < end; row++) {
-    const u64 at = (u64)row * n + column;
-    y[at] = store_act(block.group < 0 ? 0.f : tanhf(sums[at] + b));
-  }
+// y + b[g] over y.
+KERNEL_BOUNDS(COLUMN_THREADS, add_bias, (Act* y, const float* bias, int stride, const Block* blocks, int n)) {
+  add_bias_to(y, bias, stride, blocks, n, [=](u64 at, float v) { y[at] = store_act(v); });
 }
 
-// u = sums + b[g], and f(u) of what u was rounded to; sums and u may be one.
+// tanh(y + b[g]) over y.
+KERNEL_BOUNDS(COLUMN_THREADS, add_bias_tanh, (Act* y, const float* bias, int stride, const Block* blocks, int n)) {
+  add_bias_to(y, bias, stride, blocks, n, [=](u64 at, float v) { y[at] = store_act(tanhf(v)); });
+}
+
+// u + b[g] over u, and f(u) of what that was rounded to.
 KERNEL_BOUNDS(COLUMN_THREADS, add_bias_activate,
-              (const float* sums, const float* bias, int stride, Act* u, Act* f, const Block* blocks, int n,
-               int activation)) {
-  COLUMNS_OF_PART(n)
-  const float b = block.group < 0 ? 0.f : bias[(u64)block.group * stride + column];
-#pragma unroll 4
-  for (int row = first; row < end; row++) {
-    const u64 at = (u64)row * n + column;
-    const Act rounded = store_act(block.group < 0 ? 0.f : sums[at] + b);
+              (Act* u, const float* bias, int stride, Act* f, const Block* blocks, int n, int activation)) {
+  add_bias_to(u, bias, stride, blocks, n, [=](u64 at, float v) {
+    const Act rounded = store_act(v);
     u[at] = rounded;
     f[at] = store_act(activation_value(activation, load(rounded)));
-  }
+  });
 }
 
 // f(u), element by element.
@@ -87,19 +95,24 @@ KERNEL_BOUNDS(COLUMN_THREADS, activate, (const Act* u, Act* f, u64 n, int activa
   if (i < n) f[i] = store_act(activation_value(activation, load(u[i])));
 }
 
-// du = sums * f'(u), over u, and each block's column sums of it; sums and u may be one buffer of equal numbers.
+// du = d * f'(u), over u, and each block's column sums of it.
 KERNEL_BOUNDS(COLUMN_THREADS, activate_back,
-              (const float* sums, Act* u, float* partial, const Block* blocks, int n, int activation)) {
+              (const Act* d, Act* u, float* partial, const Block* blocks, int n, int activation)) {
   const int column = blockIdx.x * COLUMN_THREADS + threadIdx.x;
   const Block block = blocks[blockIdx.y];
   if (column >= n) return;
   float sum = 0;
-#pragma unroll 4
-  for (int row = block.first; row < block.end; row++) {
-    const u64 at = (u64)row * n + column;
-    const Act du = store_act(block.group < 0 ? 0.f : sums[at] * activation_slope(activation, load(u[at])));
-    u[at] = du;
-    sum += load(du);
+  for (int row = block.first; row < block.end; row += AHEAD) {
+    float of_d[AHEAD], of_u[AHEAD];
+    read_ahead(of_d, d, row, block.end, n, column, block.group >= 0);
+    read_ahead(of_u, u, row, block.end, n, column, block.group >= 0);
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+      if (row + i >= block.end) break;
+      const Act du = store_act(of_d[i] * activation_slope(activation, of_u[i]));
+      u[(u64)(row + i) * n + column] = du;
+      sum += load(du);
+    }
   }
   if (partial) partial[(u64)blockIdx.y * n + column] = sum;
 }

@@ -11,18 +11,29 @@
 // A chunk of a tensor: which of the descriptions it belongs to, and its first number.
 struct Chunk { u32 of; u32 first; };
 
-// A tensor of one group: its gradient.
-struct Gradient { const float* values; u64 n; };
+// Numbers that lie one behind the other.
+struct Numbers { float* at; u64 n; };
+
+// A chunk's end.
+DEVICE u64 end_of(Chunk chunk, u64 n) { return chunk.first + CHUNK < n ? chunk.first + CHUNK : n; }
+
+// Sets vectors to zero.
+KERNEL_BOUNDS(OPTIMIZER_THREADS, clear_vectors, (const Numbers* vectors, const Chunk* chunks)) {
+  const Chunk chunk = chunks[blockIdx.x];
+  const Numbers vector = vectors[chunk.of];
+  const u64 end = end_of(chunk, vector.n);
+  for (u64 i = chunk.first + threadIdx.x; i < end; i += OPTIMIZER_THREADS) vector.at[i] = 0;
+}
 
 // Each chunk's squared norm.
-KERNEL_BOUNDS(OPTIMIZER_THREADS, square_chunks, (const Gradient* gradients, const Chunk* chunks, float* partial)) {
+KERNEL_BOUNDS(OPTIMIZER_THREADS, square_chunks, (const Numbers* gradients, const Chunk* chunks, float* partial)) {
   __shared__ float of_warp[OPTIMIZER_THREADS / 32];
   const Chunk chunk = chunks[blockIdx.x];
-  const Gradient gradient = gradients[chunk.of];
-  const u64 end = chunk.first + CHUNK < gradient.n ? chunk.first + CHUNK : gradient.n;
+  const Numbers gradient = gradients[chunk.of];
+  const u64 end = end_of(chunk, gradient.n);
   float sum = 0;
   for (u64 i = chunk.first + threadIdx.x; i < end; i += OPTIMIZER_THREADS)
-    sum = fmaf(gradient.values[i], gradient.values[i], sum);
+    sum = fmaf(gradient.at[i], gradient.at[i], sum);
   sum = warp_sum(sum);
   if (lane() == 0) of_warp[warp()] = sum;
   __syncthreads();
@@ -57,7 +68,7 @@ KERNEL_BOUNDS(OPTIMIZER_THREADS, adamw, (const Step* steps, const Chunk* chunks)
   // A norm that is no number is left to show itself.
   const double ratio = s.max_norm / (sqrt((double)*s.squares) + CLIP_EPSILON);
   const float clip = ratio > 1.0 ? 1.f : (float)ratio;
-  const u64 end = chunk.first + CHUNK < s.n ? chunk.first + CHUNK : s.n;
+  const u64 end = end_of(chunk, s.n);
   for (u64 i = chunk.first + threadIdx.x; i < end; i += OPTIMIZER_THREADS) {
     const float g = s.gradient[i] * clip;
     const float m = fmaf(s.b1, s.m[i], s.rest1 * g), v = fmaf(s.b2, s.v[i], s.rest2 * g * g);
@@ -79,6 +90,7 @@ struct Sum {
 KERNEL_BOUNDS(OPTIMIZER_THREADS, add_deltas, (const Sum* sums, const Chunk* chunks)) {
   const Chunk chunk = chunks[blockIdx.x];
   const Sum& s = sums[chunk.of];
-  const u64 end = chunk.first + CHUNK < s.n ? chunk.first + CHUNK : s.n;
-  for (u64 i = chunk.first + threadIdx.x; i < end; i += OPTIMIZER_THREADS) s.into[s.at ? s.at[i] : i] = s.base[i] + s.delta[i];
+  const u64 end = end_of(chunk, s.n);
+  for (u64 i = chunk.first + threadIdx.x; i < end; i += OPTIMIZER_THREADS)
+    s.into[s.at ? s.at[i] : i] = s.base[i] + s.delta[i];
 }

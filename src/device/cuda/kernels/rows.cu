@@ -26,7 +26,3 @@ KERNEL_BOUNDS(ROW_THREADS, round_stream, (const float* from, Act* to, u64 n)) {
   const u64 i = (u64)blockIdx.x * ROW_THREADS + threadIdx.x;
   if (i < n) to[i] = store_act(from[i]);
 }
-KERNEL_BOUNDS(ROW_THREADS, widen_act, (const Act* from, float* to, u64 n)) {
-  const u64 i = (u64)blockIdx.x * ROW_THREADS + threadIdx.x;
-  if (i < n) to[i] = load(from[i]);
-}
