@@ -134,7 +134,7 @@ impl Placement {
             DeviceName::Cpu => cpu::peak(self.precision, self.n_threads),
             #[cfg(feature = "cuda")]
             DeviceName::Cuda(ordinal) => {
-                let precision = cuda::card::Precision::named(self.precision);
+                let precision = on_card(self.precision);
                 cuda::Gpu::new(ordinal, precision)?.peak(precision).map(Some)
             }
             #[cfg(not(feature = "cuda"))]
@@ -153,7 +153,7 @@ impl Placement {
             DeviceName::Cpu => Ok(cpu::Arch::chosen()?.name().to_string()),
             #[cfg(feature = "cuda")]
             DeviceName::Cuda(ordinal) => {
-                let precision = cuda::card::Precision::named(self.precision);
+                let precision = on_card(self.precision);
                 Ok(cuda::Gpu::new(ordinal, precision)?.facts().to_string())
             }
             #[cfg(not(feature = "cuda"))]
@@ -183,6 +183,16 @@ impl FromStr for DeviceName {
                 .map(DeviceName::Cuda)
                 .ok_or_else(|| Error::setting("--device", "cpu, cuda or cuda:N", format_args!("`{s}`"))),
         }
+    }
+}
+
+/// The precision of a card's kernels; f32 for what is none of a card's.
+#[cfg(feature = "cuda")]
+fn on_card(precision: PrecisionName) -> cuda::card::Precision {
+    match precision {
+        PrecisionName::F32 | PrecisionName::Int8 => cuda::card::Precision::F32,
+        PrecisionName::Tf32 => cuda::card::Precision::Tf32,
+        PrecisionName::Bf16 => cuda::card::Precision::Bf16,
     }
 }
 

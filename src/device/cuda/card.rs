@@ -5,7 +5,6 @@
 //! differs from step to step (the batch, dropout keys, learning rates) is no argument of a command: it lies in a block
 //! of memory, the constants, that is written before the commands run.
 
-use crate::device::PrecisionName;
 use crate::error::Result;
 
 /// A place in a card's memory, in bytes.
@@ -25,15 +24,6 @@ pub enum Precision {
 impl Precision {
     /// All of them, in the order of the number by which kernels know them.
     pub const ALL: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
-
-    /// The precision that a user named; f32 for what is none of a card's.
-    pub fn named(name: PrecisionName) -> Self {
-        match name {
-            PrecisionName::F32 | PrecisionName::Int8 => Precision::F32,
-            PrecisionName::Tf32 => Precision::Tf32,
-            PrecisionName::Bf16 => Precision::Bf16,
-        }
-    }
 }
 
 /// A number in a card's memory.

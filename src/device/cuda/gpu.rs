@@ -4,14 +4,15 @@
 //! context, the kernels and the algorithms of products. Start reading at [`Card::submit`].
 
 mod descriptors;
+mod facts;
+mod kernels;
+mod key;
 mod owned;
 mod products;
 mod replay;
 mod staging;
 
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
-use std::fmt;
+use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -20,8 +21,10 @@ use cudarc::driver::sys as cu;
 
 use super::card::{Address, Card, Command, Commands, Launch, Number, Precision, Product, Side};
 use super::compiler;
-use super::library::{self, Version};
+use super::library;
 use crate::error::{Error, Result};
+pub use facts::Facts;
+use kernels::Kernels;
 use owned::{Context, Event, Graph, Memory, Module, Stream, Told};
 pub use products::Algorithm;
 use products::Products;
@@ -32,40 +35,6 @@ use staging::Staging;
 const LEAST_CAPABILITY: (u32, u32) = (8, 0);
 /// A kernel takes no more arguments.
 const MOST_ARGS: usize = 64;
-/// Dynamic shared memory that a kernel gets without asking for the right to it.
-const PLAIN_SHARED: u32 = 48 << 10;
-
-/// What a card is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// The driver's number for it: 0 of `cuda:0`.
-    pub ordinal: usize,
-    /// `NVIDIA H100 80GB HBM3`.
-    pub model: String,
-    /// Compute capability, major and minor.
-    pub capability: (u32, u32),
-    /// All its memory.
-    pub memory_bytes: usize,
-    /// Multiprocessors.
-    pub multiprocessors: u32,
-    /// The CUDA that the driver is for.
-    pub driver: Version,
-    /// The compiler of kernels.
-    pub nvrtc: Version,
-    /// cuBLASLt's own number: 130400 is 13.4.0.
-    pub cublaslt: usize,
-}
-
-/// `NVIDIA H100 80GB HBM3 (sm 9.0, 79.2 GiB), driver for CUDA 13.0, NVRTC 13.0, cuBLASLt 13.1.0`.
-impl fmt::Display for Facts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Facts { model, capability: (major, minor), driver, nvrtc, cublaslt, .. } = self;
-        let gib = self.memory_bytes as f64 / (1u64 << 30) as f64;
-        let (lt_major, lt_minor, patch) = (cublaslt / 10_000, cublaslt / 100 % 100, cublaslt % 100);
-        write!(f, "{model} (sm {major}.{minor}, {gib:.1} GiB), driver for CUDA {driver}, NVRTC {nvrtc}, ")?;
-        write!(f, "cuBLASLt {lt_major}.{lt_minor}.{patch}")
-    }
-}
 
 /// One queue of a card.
 pub struct Gpu {
@@ -92,26 +61,6 @@ struct Shared {
     workspace_bytes: usize,
     context: Context,
 }
-
-/// The kernels on the card, each looked up once.
-struct Kernels {
-    found: Mutex<HashMap<&'static str, Kernel>>,
-    module: Module,
-    /// Shared memory that a block may have.
-    most_shared: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Kernel {
-    function: cu::CUfunction,
-    /// Shared memory that the kernel has by itself.
-    fixed_shared: u32,
-    /// What a launch may ask for beside it.
-    allowed: u32,
-}
-
-// SAFETY: a handle that the driver lets any thread use.
-unsafe impl Send for Kernel {}
 
 /// Whether a card, NVRTC and cuBLASLt are there.
 ///
@@ -167,7 +116,7 @@ impl Gpu {
         let image = compiler::kernels(nvrtc, capability, precision)?;
         let context = Context::retain(device)?;
         context.current()?;
-        let kernels = Kernels { found: Mutex::default(), module: Module::load(&image)?, most_shared };
+        let kernels = Kernels::new(Module::load(&image)?, most_shared);
         // What NVIDIA advises: less keeps the best algorithms out.
         let workspace_bytes = if capability.0 >= 9 { 32 << 20 } else { 8 << 20 };
         let products = Mutex::new(Products::new(cublaslt, workspace_bytes)?);
@@ -444,46 +393,6 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // cuBLASLt and the kernels are given back in it.
         self.context.current().ok();
-    }
-}
-
-impl Kernels {
-    /// A kernel, with the right to so much dynamic shared memory.
-    fn get(&self, name: &'static str, shared: u32) -> Result<cu::CUfunction> {
-        let mut found = lock(&self.found);
-        let kernel = match found.get(name) {
-            Some(kernel) if shared <= kernel.allowed => return Ok(kernel.function),
-            Some(kernel) => *kernel,
-            None => self.look_up(name)?,
-        };
-        let kernel = if shared <= kernel.allowed { kernel } else { self.allow(name, kernel, shared)? };
-        found.insert(name, kernel);
-        Ok(kernel.function)
-    }
-
-    fn look_up(&self, name: &'static str) -> Result<Kernel> {
-        let c_name = CString::new(name).map_err(|_| Error::Device(format!("{name:?} is no kernel's name")))?;
-        let function = self.module.function(&c_name)?;
-        let attribute = cu::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
-        // SAFETY: the function is of a module that is loaded.
-        let fixed = unsafe { result::function::get_function_attribute(function, attribute) };
-        let fixed_shared = u32::try_from(fixed.told("cuFuncGetAttribute")?).unwrap_or(0);
-        Ok(Kernel { function, fixed_shared, allowed: PLAIN_SHARED.saturating_sub(fixed_shared) })
-    }
-
-    /// Allows all that the card can give: once is enough, and a launch takes no more than it asks for.
-    fn allow(&self, name: &str, kernel: Kernel, shared: u32) -> Result<Kernel> {
-        let allowed = self.most_shared.saturating_sub(kernel.fixed_shared);
-        if shared > allowed {
-            return Err(Error::Device(format!(
-                "{name} asks for {shared} bytes of shared memory, this card has {allowed} for it"
-            )));
-        }
-        let attribute = cu::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function is of a module that is loaded.
-        let set = unsafe { result::function::set_function_attribute(kernel.function, attribute, allowed as i32) };
-        set.told(&format!("cuFuncSetAttribute of {name} to {allowed} bytes of shared memory"))?;
-        Ok(Kernel { allowed, ..kernel })
     }
 }
 

@@ -8,7 +8,7 @@ use std::{mem, ptr};
 
 use cudarc::cublaslt::sys as lt;
 
-use super::products::Key;
+use super::key::Key;
 use crate::device::cuda::card::{Number, Precision};
 use crate::device::cuda::library::CublasLt;
 use crate::error::{Error, Result};

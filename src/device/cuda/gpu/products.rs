@@ -19,8 +19,9 @@ use std::{mem, ptr};
 use cudarc::cublaslt::sys as lt;
 
 use super::descriptors::{Handle, Layouts, Operation, Preference, ok, status};
+use super::key::Key;
 use super::owned::{Memory, Stream};
-use crate::device::cuda::card::{Number, Precision, Product};
+use crate::device::cuda::card::Product;
 use crate::device::cuda::library::{Candidate, CublasLt};
 use crate::error::{Error, Result};
 
@@ -30,41 +31,6 @@ const LENGTH: usize = 4096;
 const LENGTHS: [usize; 6] = [1, 7, 64, 1000, LENGTH, 65_536];
 /// How many candidates cuBLASLt is asked for.
 const CANDIDATES: usize = 32;
-/// At addresses that are multiples of this, every algorithm can load what it wants to.
-const ALIGNMENT: u64 = 16;
-
-/// What an algorithm is fixed for: a product without the one length that varies from batch to batch. That is m; where
-/// the left side lies transposed, as for the gradient of a weight, it is k. The other's place holds 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key {
-    m: usize,
-    n: usize,
-    k: usize,
-    pub left_transposed: bool,
-    pub right_transposed: bool,
-    pub precision: Precision,
-    pub number: Number,
-    accumulate: bool,
-    /// Of all addresses, at most [`ALIGNMENT`].
-    alignment: u32,
-}
-
-impl Key {
-    /// And the length that varies.
-    fn of(product: &Product) -> (Self, usize) {
-        let Product { m, n, k, precision, left, right, to, number, accumulate } = *product;
-        let (m, k, length) = if left.transposed { (m, 0, k) } else { (0, k, m) };
-        let alignment = 1 << (left.at | right.at | to | ALIGNMENT).trailing_zeros();
-        let (left_transposed, right_transposed) = (left.transposed, right.transposed);
-        (Self { m, n, k, left_transposed, right_transposed, precision, number, accumulate, alignment }, length)
-    }
-
-    /// m, n and k.
-    pub fn shape(&self, length: usize) -> (usize, usize, usize) {
-        if self.left_transposed { (self.m, self.n, length) } else { (length, self.n, self.k) }
-    }
-}
-
 /// A chosen algorithm, for people.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Algorithm {
@@ -368,6 +334,7 @@ fn check(handle: &Handle, operation: &Operation, layouts: &Layouts, candidate: &
 mod tests {
     use super::*;
     use crate::device::cuda::card::Side;
+    use crate::device::cuda::card::{Number, Precision};
 
     fn product(m: usize, k: usize, left_transposed: bool, to: u64) -> Product {
         let side = |at, transposed| Side { at, transposed };
