@@ -226,7 +226,7 @@ fn next_commands(program: &Path) -> String {
         ],
     );
     add(
-        "your own table: CSV, TSV, JSONL or Parquet with a column of texts and one of labels",
+        "your own table (CSV, TSV, JSONL, Parquet): a column of texts, one of labels",
         &[&train, "--train your.csv --text-column text --label-column label", "--out runs/yours"],
     );
     text.truncate(text.trim_end().len());

@@ -250,6 +250,7 @@ fn layers_that_are_computed_again_give_the_same_bits() {
 }
 
 /// Whole steps on a card, where the environment names one: `scripts/gpu_check.sh` does.
+#[cfg(test)]
 mod on_a_card {
     use super::*;
     use crate::base::config::Config;

@@ -634,6 +634,7 @@ fn arguments_in_another_order_and_smaller_grids_show() {
 }
 
 /// The same on a card, where the environment names one: `scripts/gpu_check.sh` does.
+#[cfg(test)]
 mod on_a_card {
     use super::*;
     use crate::device::DeviceName;
