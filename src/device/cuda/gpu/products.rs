@@ -38,7 +38,7 @@ pub struct Algorithm {
     pub id: (i32, u32, u32),
     /// Splits of K, and the scheme that adds them.
     pub splits: (i32, u32),
-    /// Workspace that it needs for [`LENGTH`] rows.
+    /// Workspace that it needs for the rows that it was chosen for.
     pub workspace_bytes: usize,
     /// Its place among cuBLASLt's candidates, fastest first.
     pub rank: usize,
