@@ -16,7 +16,7 @@ wheel="nvidia-cuda-nvrtc==13.0.88 \
 stamp=$dir/wheel.txt
 
 if ! printf '%s\n' "$wheel" | cmp -s - "$stamp"; then
-  if [ -e "$dir" ] && [ ! -e "$stamp" ]; then
+  if [ -e "$dir" ] && [ ! -e "$stamp" ] && [ -n "$(ls -A "$dir")" ]; then
     echo "fetch_nvrtc: $dir is there and holds something else: give a new folder" >&2
     exit 2
   fi

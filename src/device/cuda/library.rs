@@ -56,10 +56,7 @@ pub struct Driver {
 ///
 /// Where there is none, where it is too old or does not start, and where it finds no device.
 pub fn driver() -> Result<Driver> {
-    // SAFETY: the library's own code for being opened is all that runs.
-    if !unsafe { cu::is_culib_present() } {
-        return Err(no_driver());
-    }
+    check_driver_library()?;
     let (mut number, mut devices) = (0, 0);
     // SAFETY: the library is there, every version of it has this call, and the place outlives it.
     unsafe { cu::cuDriverGetVersion(&mut number) }.result().map_err(not_started)?;
@@ -77,9 +74,78 @@ pub fn driver() -> Result<Driver> {
     }
 }
 
-fn no_driver() -> Error {
-    let looked = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
-    Error::Device(format!("no NVIDIA driver (the loader finds no {looked}): install it, {OR_CPU}"))
+/// The driver's library, as the loader knows it.
+const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
+
+/// What is called of it: a call that is missing would be a panic later.
+const CALLS: [&str; 41] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuMemsetD32Async",
+    "cuStreamCreate",
+    "cuStreamSynchronize",
+    "cuStreamDestroy_v2",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventRecord",
+    "cuEventSynchronize",
+];
+
+fn check_driver_library() -> Result<()> {
+    // SAFETY: the library's own code for being opened is all that runs.
+    let library = unsafe { Library::new(DRIVER) }.map_err(|e| no_driver(&reason(&e)))?;
+    let missing = CALLS.iter().find(|call| {
+        // SAFETY: the symbol is looked up and never called.
+        unsafe { library.get::<*const c_void>(call.as_bytes()) }.is_err()
+    });
+    match missing {
+        None => Ok(()),
+        Some(call) => Err(Error::Device(format!(
+            "the {DRIVER} that the loader finds has no {call}: it is no NVIDIA driver, or one from before CUDA \
+             {OLDEST_DRIVER}; install one, {OR_CPU}"
+        ))),
+    }
+}
+
+/// What the loader says of a library that it does not open.
+fn reason(error: &libloading::Error) -> String {
+    use std::error::Error as _;
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+fn no_driver(reason: &str) -> Error {
+    Error::Device(format!("no NVIDIA driver ({reason}): install it, {OR_CPU}"))
 }
 
 fn no_device() -> Error {
@@ -294,7 +360,7 @@ fn fits(major: u32, driver: Option<Version>) -> bool {
 /// Opens a library for good: its functions are kept, and what it started may not be unloaded.
 fn open(path: &Path) -> Result<&'static Library, String> {
     // SAFETY: a library of NVIDIA's, named as such: opening it prepares it and does nothing else.
-    let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
+    let library = unsafe { Library::new(path) }.map_err(|e| reason(&e))?;
     Ok(Box::leak(Box::new(library)))
 }
 
@@ -306,7 +372,7 @@ fn open_nvrtc(path: &Path) -> Result<Nvrtc, String> {
             open(&beside.path())?;
         }
     }
-    let functions = NvrtcFunctions::of(open(path)?).map_err(|e| e.to_string())?;
+    let functions = NvrtcFunctions::of(open(path)?).map_err(|e| reason(&e))?;
     let (mut major, mut minor, mut n) = (0, 0, 0);
     // SAFETY: the places outlive the calls.
     let failed =
@@ -323,7 +389,7 @@ fn open_nvrtc(path: &Path) -> Result<Nvrtc, String> {
 
 fn open_cublaslt(path: &Path) -> Result<CublasLt, String> {
     // It needs no library but the system's: `libcublas`, which stands on it, stays closed.
-    let functions = CublasLtFunctions::of(open(path)?).map_err(|e| e.to_string())?;
+    let functions = CublasLtFunctions::of(open(path)?).map_err(|e| reason(&e))?;
     // SAFETY: it takes nothing.
     let version = unsafe { (functions.cublasLtGetVersion)() };
     Ok(CublasLt { functions, version, path: path.into() })
@@ -363,7 +429,12 @@ fn first<T>(
 fn missing(wanted: Wanted, driver: Option<Version>, folders: &[PathBuf], refused: &[String]) -> Error {
     let majors = MAJORS.into_iter().filter(|major| fits(*major, driver));
     let files = majors.map(|major| format!("{}.{major}", wanted.file)).collect::<Vec<_>>().join(" or ");
-    let looked: String = folders.iter().map(|folder| format!("{}, ", folder.display())).collect();
+    let looked = |folder: &PathBuf| match folder.is_dir() {
+        true => folder.display().to_string(),
+        false => format!("{} (no folder)", folder.display()),
+    };
+    let looked: Vec<String> = folders.iter().map(looked).collect();
+    let looked = if looked.is_empty() { String::new() } else { format!(" in {}, nor", looked.join(", ")) };
     let suffix = if driver.is_some_and(|driver| driver.major < 13) { "-cu12" } else { "" };
     let refused: String = refused.iter().map(|reason| format!("; {reason}")).collect();
     let packages = match suffix {
@@ -371,7 +442,7 @@ fn missing(wanted: Wanted, driver: Option<Version>, folders: &[PathBuf], refused
         suffix => format!("nvidia-cuda-nvrtc{suffix} nvidia-cublas{suffix}"),
     };
     Error::Device(format!(
-        "{} is missing: no {files} in {looked}nor where the loader looks{refused}. Install it with `python3 -m pip \
+        "{} is missing: no {files}{looked} where the loader looks{refused}. Install it with `python3 -m pip \
          install {packages}`, or name the folder that holds it in BITFIT_CUDA_LIBS, {OR_CPU}",
         wanted.title
     ))
@@ -524,12 +595,12 @@ mod tests {
         let message = |wanted, driver| first(wanted, driver, &["/x".into()], nothing).unwrap_err().to_string();
         assert_eq!(
             message(NVRTC, DRIVER_13),
-            "device: NVRTC is missing: no libnvrtc.so.13 or libnvrtc.so.12 in /x, nor where the loader looks. Install \
+            "device: NVRTC is missing: no libnvrtc.so.13 or libnvrtc.so.12 in /x (no folder), nor where the loader looks. Install \
              it with `python3 -m pip install nvidia-cuda-nvrtc nvidia-cublas`, or name the folder that holds it in \
              BITFIT_CUDA_LIBS, or use --device cpu"
         );
         let twelve = message(CUBLASLT, DRIVER_12);
-        assert!(twelve.contains("cuBLASLt is missing: no libcublasLt.so.12 in /x, nor"), "{twelve}");
+        assert!(twelve.contains("cuBLASLt is missing: no libcublasLt.so.12 in /x (no folder), nor"), "{twelve}");
         assert!(twelve.contains("pip install nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12`"), "{twelve}");
     }
 
@@ -546,7 +617,8 @@ mod tests {
             Ok(driver) => assert!(driver.version >= OLDEST_DRIVER && driver.devices > 0),
             Err(e) => assert!(e.to_string().contains("use --device cpu"), "{e}"),
         }
-        let messages = [no_driver(), no_device(), too_old(Version { major: 11, minor: 8 })].map(|e| e.to_string());
+        let messages = [no_driver("libcuda.so.1: not found"), no_device(), too_old(Version { major: 11, minor: 8 })]
+            .map(|e| e.to_string());
         assert!(messages[0].starts_with("device: no NVIDIA driver"), "{}", messages[0]);
         assert!(messages[1].contains("finds no device"), "{}", messages[1]);
         assert!(messages[2].contains("is for CUDA 11.8, CUDA 12.0 or later is needed"), "{}", messages[2]);

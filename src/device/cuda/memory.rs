@@ -113,8 +113,8 @@ impl<C: Card> Pool<C> {
             let [live, free, asked] = [state.live, self.0.card.free_bytes(), bytes].map(|n| n as f64 / 1e9);
             let name = self.0.card.name();
             state.fault.get_or_insert(Error::Device(format!(
-                "{name} has no memory left: {asked:.3} GB were asked for beside {live:.3} GB in use here, and {free:.3} GB \
-                 are free; take smaller batches (gradients of several can be accumulated)"
+                "{name} has no memory left: {asked:.3} GB were asked for beside {live:.3} GB in use here, and {free:.3} \
+                 GB are free; take smaller batches, or free the card of others' work"
             )));
             drop(state);
             Buffer { at: 0, bytes, pool: self.clone() }
