@@ -27,6 +27,13 @@ pub struct Site {
     pub at: At,
 }
 
+impl Site {
+    /// The embeddings' output.
+    pub const EMBEDDINGS: Site = Site { layer: 0, at: At::Embeddings };
+    /// The pooled output.
+    pub const POOLED: Site = Site { layer: 0, at: At::Pooled };
+}
+
 /// The places that drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
@@ -172,6 +179,15 @@ pub struct AdamW {
     pub step: u64,
     /// The gradient is scaled so that the norm over all of the group's tensors is at most this; infinite for none.
     pub max_grad_norm: f64,
+}
+
+impl AdamW {
+    /// The learning rate over the first moment's bias correction, and the root of the second's.
+    pub fn corrections(&self) -> (f64, f64) {
+        let steps = self.step.min(i32::MAX as u64) as i32;
+        let root = (1.0 - self.beta2.powi(steps)).sqrt();
+        (self.learning_rate / (1.0 - self.beta1.powi(steps)), root)
+    }
 }
 
 /// One trained tensor of every group: its difference to the base, and AdamW's moments.

@@ -7,7 +7,7 @@ use super::layer::{self, BiasGrads, Kept, Terms, Until, WeightGrads, Weights};
 use super::network::{AllBiases, Network};
 use crate::base::config::Config;
 use crate::base::parameters::{Role, Table, Term};
-use crate::device::ops::{Affine, At, Classifier, Device, Loss, Norm, Ops, Site, Tables, Want};
+use crate::device::ops::{Affine, Classifier, Device, Loss, Norm, Ops, Site, Tables, Want};
 
 /// How far down a backward goes, known before the step: below it nothing is kept and nothing is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -377,10 +377,7 @@ impl<D: Ops> Pass<'_, D> {
                 let beta = &self.biases.layers[below].output_layernorm;
                 d.renorm(norm, Affine { gamma, beta }, None)
             }
-            None => {
-                let site = Site { layer: 0, at: At::Embeddings };
-                d.renorm(norm, self.embeddings_affine(), Some(site))
-            }
+            None => d.renorm(norm, self.embeddings_affine(), Some(Site::EMBEDDINGS)),
         }
     }
 }

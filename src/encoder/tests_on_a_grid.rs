@@ -13,7 +13,9 @@ use crate::base::base::Base;
 use crate::base::delta::{Delta, Request};
 use crate::device::batch::Batch;
 use crate::device::cpu;
+use crate::device::cuda::card::Card;
 use crate::device::cuda::emulated::Emulated;
+use crate::device::cuda::tests::{error, named_card};
 use crate::device::cuda::{self, Cuda, Numbers};
 
 type Grid<N> = Cuda<Emulated, N>;
@@ -23,21 +25,17 @@ fn on_cpu<P: cpu::Precision>(base: &Base, runs: &[Run]) -> Trainer<cpu::Cpu<P>> 
     Runtime::new(cpu, base).unwrap().train(runs, None).unwrap()
 }
 
+/// A base on a card.
+fn runtime<N: Numbers, C: Card>(base: &Base, card: C) -> Runtime<Cuda<C, N>> {
+    let config = base.config();
+    let cuda = Cuda::new(card, arithmetic(config), config.hidden_size, config.intermediate_size);
+    Runtime::new(cuda.unwrap(), base).unwrap()
+}
+
 fn on_grid<N: Numbers>(base: &Base, runs: &[Run], order: Order) -> Trainer<Grid<N>> {
     let card = Emulated::new(N::PRECISION);
     card.conditions().lock().unwrap().order = order;
-    let config = base.config();
-    let cuda = Cuda::<_, N>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size).unwrap();
-    Runtime::new(cuda, base).unwrap().train(runs, None).unwrap()
-}
-
-/// The norm of the difference over the norm.
-fn error(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let expected_norm = norm(&mut expected.iter().map(|x| f64::from(*x)));
-    let off = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
-    if off == 0.0 { 0.0 } else { off / expected_norm.max(1e-30) }
+    runtime::<N, _>(base, card).train(runs, None).unwrap()
 }
 
 /// Losses and every gradient of every run, against the CPU's in f32: within `most` over all tensors of a run together,
@@ -160,11 +158,9 @@ fn groups_equal_runs_alone<N: Numbers>() {
 #[test]
 fn steps_of_one_size_class_are_handed_over_once_each_in_equal_commands_and_equal_memory() {
     let base = base(true);
-    let config = base.config();
     let card = Emulated::new(cuda::F32::PRECISION);
     let handed_over = card.handed_over();
-    let cuda = Cuda::<_, cuda::F32>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size);
-    let runtime = Runtime::new(cuda.unwrap(), &base).unwrap();
+    let runtime = runtime::<cuda::F32, _>(&base, card);
     for (requests, micro_batches) in [(biases(&base), 1), (biases(&base), 2), (everything(&base), 1)] {
         let mut trainer = runtime.train(&[run(&base, requests, 10, 2)], None).unwrap();
         // Batches of other texts, and of fewer: the class is the same.
@@ -185,11 +181,9 @@ fn steps_of_one_size_class_are_handed_over_once_each_in_equal_commands_and_equal
 #[test]
 fn a_batch_that_does_not_fit_is_refused_with_one_that_does_and_the_run_goes_on() {
     let base = base(true);
-    let config = base.config();
     let card = Emulated::new(cuda::F32::PRECISION);
     let (conditions, taken) = (card.conditions(), card.taken());
-    let cuda = Cuda::<_, cuda::F32>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size);
-    let runtime = Runtime::new(cuda.unwrap(), &base).unwrap();
+    let runtime = runtime::<cuda::F32, _>(&base, card);
     let mut trainer = runtime.train(&[run(&base, biases(&base), 10, 2)], None).unwrap();
     let batches = |groups: &[usize]| [Arc::new(batch(groups, &[2]))];
     // Room for the constants and little more.
@@ -211,11 +205,9 @@ fn a_batch_that_does_not_fit_is_refused_with_one_that_does_and_the_run_goes_on()
 #[test]
 fn a_task_that_does_not_fit_is_refused_when_it_is_attached() {
     let base = base(false);
-    let config = base.config();
     let card = Emulated::new(cuda::F32::PRECISION);
     let (conditions, taken) = (card.conditions(), card.taken());
-    let cuda = Cuda::<_, cuda::F32>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size);
-    let runtime = Runtime::new(cuda.unwrap(), &base).unwrap();
+    let runtime = runtime::<cuda::F32, _>(&base, card);
     // Its pooler has to lie on the card.
     let task = run(&base, biases(&base), 10, 2).start;
     conditions.lock().unwrap().memory = taken.lock().unwrap().values().sum::<usize>() + 100;
@@ -225,7 +217,7 @@ fn a_task_that_does_not_fit_is_refused_when_it_is_attached() {
     let task = runtime.attach(&task).unwrap();
     let batch = Arc::new(batch(&[0; 6], &[2]));
     let found = runtime.forward(&batch, &[Some(task)]).unwrap();
-    let cpu = Runtime::new(cpu::Cpu::<cpu::F32>::new(arithmetic(config), 1).unwrap(), &base).unwrap();
+    let cpu = Runtime::new(cpu::Cpu::<cpu::F32>::new(arithmetic(base.config()), 1).unwrap(), &base).unwrap();
     let task = cpu.attach(&run(&base, biases(&base), 10, 2).start).unwrap();
     let expected = cpu.forward(&batch, &[Some(task)]).unwrap();
     assert!(error(&found.concat(), &expected.concat()) < 1e-5);
@@ -234,13 +226,11 @@ fn a_task_that_does_not_fit_is_refused_when_it_is_attached() {
 #[test]
 fn layers_that_are_computed_again_give_the_same_bits() {
     let base = base(true);
-    let config = base.config();
     let runs = [run(&base, biases(&base), 80, 2)];
     let batches = [Arc::new(batch(&[0; 6], &[2]))];
     let gradients = |memory_budget| {
         let card = Emulated::new(cuda::Bf16::PRECISION);
-        let cuda = Cuda::<_, cuda::Bf16>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size);
-        let mut trainer = Runtime::new(cuda.unwrap(), &base).unwrap().train(&runs, memory_budget).unwrap();
+        let mut trainer = runtime::<cuda::Bf16, _>(&base, card).train(&runs, memory_budget).unwrap();
         trainer.accumulate(&batches, DROPOUT).map(|losses| (losses, trainer.gradients(0)))
     };
     let Err(refused) = gradients(Some(1)) else { panic!("a budget of one byte") };
@@ -254,27 +244,11 @@ fn layers_that_are_computed_again_give_the_same_bits() {
 mod on_a_card {
     use super::*;
     use crate::base::config::Config;
-    use crate::device::DeviceName;
     use crate::device::batch::{DropoutKey, Target};
     use crate::device::cuda::Gpu;
 
-    /// The card to test on.
-    fn named() -> Option<usize> {
-        let device = std::env::var("BITFIT_TEST_DEVICE").ok().map(|name| name.parse::<DeviceName>().unwrap());
-        match device {
-            Some(DeviceName::Cuda(ordinal)) => Some(ordinal),
-            _ => {
-                println!("skipped: BITFIT_TEST_DEVICE names no GPU");
-                None
-            }
-        }
-    }
-
     fn on_card<N: Numbers>(ordinal: usize, base: &Base, runs: &[Run]) -> Trainer<Cuda<Gpu, N>> {
-        let config = base.config();
-        let card = Gpu::new(ordinal, N::PRECISION).unwrap();
-        let cuda = Cuda::<_, N>::new(card, arithmetic(config), config.hidden_size, config.intermediate_size).unwrap();
-        Runtime::new(cuda, base).unwrap().train(runs, None).unwrap()
+        runtime::<N, _>(base, Gpu::new(ordinal, N::PRECISION).unwrap()).train(runs, None).unwrap()
     }
 
     /// Sequences of lengths up to `longest` for each run that is named, as groups in that order.
@@ -314,7 +288,7 @@ mod on_a_card {
 
     #[test]
     fn bias_gradients_of_bert_base_are_the_cpus() {
-        let Some(ordinal) = named() else { return };
+        let Some(ordinal) = named_card() else { return };
         let base = Base::random(Config::base(), 1);
         base_step::<cuda::F32>(ordinal, &base, 1e-4);
         base_step::<cuda::Tf32>(ordinal, &base, 2e-2);
@@ -337,7 +311,7 @@ mod on_a_card {
 
     #[test]
     fn runs_get_the_same_bits_twice_and_alone_as_beside_others() {
-        let Some(ordinal) = named() else { return };
+        let Some(ordinal) = named_card() else { return };
         bits::<cuda::F32>(ordinal);
         bits::<cuda::Tf32>(ordinal);
         bits::<cuda::Bf16>(ordinal);

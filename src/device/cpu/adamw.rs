@@ -49,9 +49,8 @@ impl<P: Precision> Cpu<P> {
             let (b1, b2) = (P::Real::of(rule.beta1), P::Real::of(rule.beta2));
             // 1 - beta in f64, as PyTorch: in f32 the difference loses half of its digits.
             let (rest1, rest2) = (P::Real::of(1.0 - rule.beta1), P::Real::of(1.0 - rule.beta2));
-            let steps = rule.step.min(i32::MAX as u64) as i32;
-            let rate = P::Real::of(rule.learning_rate / (1.0 - rule.beta1.powi(steps)));
-            let root = P::Real::of((1.0 - rule.beta2.powi(steps)).sqrt());
+            let (rate, root) = rule.corrections();
+            let (rate, root) = (P::Real::of(rate), P::Real::of(root));
             let decay = P::Real::of(rule.learning_rate * rule.weight_decay);
             let epsilon = P::Real::of(rule.epsilon);
             let base = p.base.of(g);

@@ -12,10 +12,7 @@ use super::tables::Table;
 use super::weights::Weight;
 use super::{Act, Cpu, Stream};
 use crate::device::batch::Target;
-use crate::device::ops::{Affine, At, Classifier, Loss, Norm, Site, Sum, Tables, Want};
-
-const EMBEDDINGS: Site = Site { layer: 0, at: At::Embeddings };
-const POOLED: Site = Site { layer: 0, at: At::Pooled };
+use crate::device::ops::{Affine, Classifier, Loss, Norm, Site, Sum, Tables, Want};
 
 impl<P: Precision> Cpu<P> {
     pub(super) fn embed_forward(&self, tables: Tables<&P::Table>, ln: Affine<Self>) -> (Stream<P>, Norm<Self>) {
@@ -23,7 +20,7 @@ impl<P: Precision> Cpu<P> {
         self.norm_embeddings(
             tables.word.width(),
             ln,
-            EMBEDDINGS,
+            Site::EMBEDDINGS,
             #[inline(always)]
             |i, row, z| {
                 z.fill(P::Real::ZERO);
@@ -43,7 +40,7 @@ impl<P: Precision> Cpu<P> {
         dgamma: Sum<Vectors<P::Real>>,
         dbeta: Sum<Vectors<P::Real>>,
     ) {
-        let dz = self.norm_embeddings_back(dx, n, gamma, EMBEDDINGS, dgamma, dbeta);
+        let dz = self.norm_embeddings_back(dx, n, gamma, Site::EMBEDDINGS, dgamma, dbeta);
         let Some(tables) = tables else { return };
         let positions: Vec<u32> = (0..dz.rows).map(|i| self.place(Space::Tokens, i).position as u32).collect();
         scatter_rows::<P>(&dz, self.batch.ids(), &mut tables.word);
@@ -109,7 +106,7 @@ impl<P: Precision> Cpu<P> {
     /// M * pooled of row `i`.
     fn dropped(&self, pooled: &Act<P>, i: usize) -> Vec<P::Real> {
         let mut m = vec![P::Real::ONE; pooled.cols];
-        self.mask(self.place(Space::Firsts, i), 0, POOLED, &mut m);
+        self.mask(self.place(Space::Firsts, i), 0, Site::POOLED, &mut m);
         m.iter().zip(pooled.row(i)).map(|(m, p)| *m * p.load()).collect()
     }
 
@@ -182,7 +179,7 @@ impl<P: Precision> Cpu<P> {
                     *dp = dz.mul_add(*w, *dp);
                 }
             }
-            if let Some(mask) = self.mask(row, 0, POOLED, &mut vec![P::Real::ONE; h]) {
+            if let Some(mask) = self.mask(row, 0, Site::POOLED, &mut vec![P::Real::ONE; h]) {
                 for (dp, m) in dp.row_mut(i).iter_mut().zip(mask) {
                     *dp *= *m;
                 }

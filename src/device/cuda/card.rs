@@ -98,13 +98,6 @@ pub enum Command {
         /// How many.
         bytes: usize,
     },
-    /// Set bytes to zero.
-    Zero {
-        /// Where.
-        at: Address,
-        /// How many.
-        bytes: usize,
-    },
 }
 
 /// Things to do, in order.

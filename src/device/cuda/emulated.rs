@@ -8,10 +8,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
 use emulated_grid::{Order, Variant};
-use half::bf16;
 
-use super::bytes_of;
 use super::card::{Address, Card, Command, Commands, Launch, Number, Precision, Product, Side};
+use super::{bytes_of, from_bytes, to_bytes};
 use crate::error::{Error, Result};
 
 /// What is done to a launch before it runs.
@@ -85,10 +84,7 @@ impl Emulated {
 fn values(at: Address, n: usize, number: Number) -> Vec<f32> {
     let mut bytes = vec![0; n * bytes_of(number)];
     emulated_grid::read(at, &mut bytes);
-    match number {
-        Number::F32 => bytemuck::pod_collect_to_vec(&bytes),
-        Number::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(&bytes).into_iter().map(bf16::to_f32).collect(),
-    }
+    from_bytes(&bytes, number)
 }
 
 /// 10 bits of fraction, ties away from zero.
@@ -108,11 +104,8 @@ fn multiply(p: &Product) {
     let (left, right) = (side(p.left, p.m, p.k), side(p.right, p.k, p.n));
     let before = if p.accumulate { values(p.to, p.m * p.n, p.number) } else { vec![0.0; p.m * p.n] };
     let sum = |i: usize, j: usize| (0..p.k).fold(0f32, |sum, k| left(i, k).mul_add(right(k, j), sum));
-    let y = before.iter().enumerate().map(|(at, before)| before + sum(at / p.n, at % p.n));
-    match p.number {
-        Number::F32 => emulated_grid::write(p.to, bytemuck::cast_slice(&y.collect::<Vec<_>>())),
-        Number::Bf16 => emulated_grid::write(p.to, bytemuck::cast_slice(&y.map(bf16::from_f32).collect::<Vec<_>>())),
-    }
+    let y: Vec<f32> = before.iter().enumerate().map(|(at, before)| before + sum(at / p.n, at % p.n)).collect();
+    emulated_grid::write(p.to, &to_bytes(&y, p.number));
 }
 
 impl Card for Emulated {
@@ -170,7 +163,6 @@ impl Card for Emulated {
                 Command::Launch(launch) => self.launch(launch, commands.args_of(launch))?,
                 Command::Product(product) => multiply(product),
                 Command::Copy { to, from, bytes } => emulated_grid::copy(*to, *from, *bytes),
-                Command::Zero { at, bytes } => emulated_grid::zero(*at, *bytes),
             }
         }
         Ok(())

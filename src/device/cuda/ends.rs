@@ -1,14 +1,11 @@
 //! The two ends of the network: embeddings, and pooler, classifier and loss.
 
-use super::card::{Card, Command, Number};
+use super::card::{Card, Number};
 use super::layers::by_width;
 use super::memory::{Mat, Space, Stream, Table, Vectors, Weight};
 use super::queue::args;
 use super::{Cuda, Numbers};
-use crate::device::ops::{Affine, At, Classifier, Loss, Norm, Site, Sum, Tables, Want};
-
-const EMBEDDINGS: Site = Site { layer: 0, at: At::Embeddings };
-const POOLED: Site = Site { layer: 0, at: At::Pooled };
+use crate::device::ops::{Affine, Classifier, Loss, Norm, Site, Sum, Tables, Want};
 
 /// Threads of a block in `heads.cu`.
 const HEAD_THREADS: usize = 128;
@@ -20,7 +17,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         let h = self.mat(space, n, Number::F32);
         let (x_hat, r_sigma) = (self.act(space, n), self.mat(space, 1, Number::F32));
         let (rounding, rounded) = self.rounding(space, n);
-        let (cut, scale, site) = self.mask(EMBEDDINGS);
+        let (cut, scale, site) = self.mask(Site::EMBEDDINGS);
         let lists = self.lists();
         let epsilon = self.arithmetic.layer_norm_eps as f32;
         let args = args![
@@ -59,7 +56,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         dgamma: Sum<'_, Vectors<C>>,
         dbeta: Sum<'_, Vectors<C>>,
     ) {
-        let (cut, scale, site) = self.mask(EMBEDDINGS);
+        let (cut, scale, site) = self.mask(Site::EMBEDDINGS);
         if cut > 0 {
             let args =
                 args![dx.wide.at(), self.lists().tokens.places, self.lists().keys, dx.wide.cols, cut, scale, site];
@@ -115,7 +112,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         let dx = self.stream(Space::Firsts, h);
         if w.len() > 1 {
             // Rows of no group are nobody's to write.
-            self.queue().push(Command::Zero { at: dx.wide.at(), bytes: rows * h * 4 });
+            self.queue().add_zeros(dx.wide.at(), rows * h);
         }
         for (g, (rows, w)) in self.rows_by_pooler(w).into_iter().enumerate().filter(|(_, (rows, _))| !rows.is_empty()) {
             let at = (rows.start * h) as u64;
@@ -138,7 +135,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         let widest = c.n_outputs.iter().copied().max().unwrap_or(0);
         let logits = self.mat(Space::Firsts, widest, Number::F32);
         let outputs = self.outputs(&c.first, &c.n_outputs);
-        let (cut, scale, site) = self.mask(POOLED);
+        let (cut, scale, site) = self.mask(Site::POOLED);
         let (lists, weights) = (self.lists(), (c.weight.at(), c.bias.at()));
         let args = args![
             pooled.at(),
@@ -187,7 +184,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     ) -> Stream<C> {
         let (h, widest) = (pooled.cols, dlogits.cols);
         let lists = self.lists();
-        let (cut, scale, site) = self.mask(POOLED);
+        let (cut, scale, site) = self.mask(Site::POOLED);
         let outputs = self.outputs(&c.first, &c.n_outputs);
         let args = args![
             dlogits.at(),

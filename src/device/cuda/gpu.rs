@@ -21,7 +21,7 @@ use cudarc::driver::sys as cu;
 
 use super::card::{Address, Card, Command, Commands, Launch, Number, Precision, Product, Side};
 use super::compiler;
-use super::library;
+use super::library::{self, CublasLt, Driver, Nvrtc};
 use crate::error::{Error, Result};
 pub use facts::Facts;
 use kernels::Kernels;
@@ -66,12 +66,16 @@ struct Shared {
 ///
 /// # Errors
 ///
-/// As [`Gpu::new`].
+/// Where one is missing or too old, saying which and what to do.
 pub fn check(ordinal: usize) -> Result<()> {
+    libraries(ordinal).map(|_| ())
+}
+
+/// The driver, which shows the card, NVRTC and cuBLASLt.
+fn libraries(ordinal: usize) -> Result<(Driver, &'static Nvrtc, &'static CublasLt)> {
     let driver = library::driver()?;
     check_ordinal(ordinal, driver.devices)?;
-    library::nvrtc(Some(driver.version))?;
-    library::cublaslt(Some(driver.version)).map(|_| ())
+    Ok((driver, library::nvrtc(Some(driver.version))?, library::cublaslt(Some(driver.version))?))
 }
 
 impl Gpu {
@@ -82,8 +86,8 @@ impl Gpu {
     ///
     /// Where driver, card, NVRTC or cuBLASLt are missing or too old, saying which and what to do.
     pub fn new(ordinal: usize, precision: Precision) -> Result<Self> {
-        let driver = library::driver()?;
-        check_ordinal(ordinal, driver.devices)?;
+        // All before anything is loaded: who lacks one lacks others, more often than not.
+        let (driver, nvrtc, cublaslt) = libraries(ordinal)?;
         let device = result::device::get(ordinal as i32).told("cuDeviceGet")?;
         let attribute = |attribute| {
             // SAFETY: the device is one that the driver gave.
@@ -97,9 +101,6 @@ impl Gpu {
             attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         check_capability(&named(ordinal, &model), capability)?;
-        // Both before anything is loaded: who lacks one lacks both, more often than not.
-        let nvrtc = library::nvrtc(Some(driver.version))?;
-        let cublaslt = library::cublaslt(Some(driver.version))?;
         let facts = Facts {
             ordinal,
             model,
@@ -228,7 +229,6 @@ impl Gpu {
                     lock(&self.shared.products).run(product, workspace, &self.stream)?;
                 }
                 Command::Copy { to, from, bytes } => self.copy(*to, *from, *bytes)?,
-                Command::Zero { at, bytes } => self.zero(*at, *bytes)?,
             }
         }
         Ok(())
@@ -278,21 +278,6 @@ impl Gpu {
         }
         // SAFETY: that both are good is on who made the list.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.raw()) }.told("cuMemcpyDtoDAsync")
-    }
-
-    fn zero(&self, at: Address, bytes: usize) -> Result<()> {
-        let stream = self.stream.raw();
-        let result = match bytes {
-            0 => return Ok(()),
-            // In words where it can be: bytes may be slower.
-            // SAFETY: that the place is good is on who made the list.
-            _ if at.is_multiple_of(4) && bytes.is_multiple_of(4) => unsafe {
-                cu::cuMemsetD32Async(at, 0, bytes / 4, stream)
-            },
-            // SAFETY: as above.
-            _ => unsafe { cu::cuMemsetD8Async(at, 0, bytes, stream) },
-        };
-        result.result().told("cuMemsetAsync")
     }
 }
 

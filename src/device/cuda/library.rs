@@ -78,7 +78,7 @@ pub fn driver() -> Result<Driver> {
 const DRIVER: &str = if cfg!(windows) { "nvcuda.dll" } else { "libcuda.so.1" };
 
 /// What is called of it: a call that is missing would be a panic later.
-const CALLS: [&str; 41] = [
+const CALLS: [&str; 39] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -105,8 +105,6 @@ const CALLS: [&str; 41] = [
     "cuMemcpyHtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyDtoDAsync_v2",
-    "cuMemsetD8Async",
-    "cuMemsetD32Async",
     "cuStreamCreate",
     "cuStreamSynchronize",
     "cuStreamDestroy_v2",

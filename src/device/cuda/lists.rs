@@ -7,7 +7,6 @@ use super::card::{Address, Card};
 use super::memory::{Buffer, Pool, Space};
 use super::queue::Queue;
 use crate::device::batch::{Batch, Target};
-use crate::device::cuda::card::Command;
 
 /// What numbers of tokens are rounded up to.
 const TOKENS: usize = 256;
@@ -69,7 +68,7 @@ pub struct Lists<C: Card> {
     pub spread: Address,
     /// G.
     pub n_groups: usize,
-    _memory: Buffer<C>,
+    memory: Buffer<C>,
 }
 
 impl<C: Card> Lists<C> {
@@ -82,13 +81,8 @@ impl<C: Card> Lists<C> {
     }
 }
 
-/// Rows of each space in the size class of a batch: of tokens, of sequences.
-pub fn size_class(batch: &Batch) -> (usize, usize) {
-    size_class_of(batch.n_tokens(), batch.n_sequences())
-}
-
-/// As [`size_class`], of so many tokens and sequences.
-pub fn size_class_of(tokens: usize, sequences: usize) -> (usize, usize) {
+/// Rows of each space in the size class of a batch of so many tokens and sequences.
+pub fn size_class(tokens: usize, sequences: usize) -> (usize, usize) {
     (tokens.next_multiple_of(TOKENS), sequences.next_power_of_two().max(ROWS))
 }
 
@@ -149,7 +143,7 @@ impl Writer {
         });
         let none = pieces(n..rows).map(|rows| [NONE, word(rows.start), word(rows.len()), 0]);
         let n_tiles = match space {
-            Space::Tokens => rows / BLOCK + size_class(batch).1 + 1,
+            Space::Tokens => rows / BLOCK + size_class(n, sequences).1 + 1,
             Space::Firsts => rows + 1,
         };
         let tiles = self.padded(tiles.chain(none), n_tiles, [NONE, 0, 0, 0]);
@@ -159,7 +153,7 @@ impl Writer {
     /// Writes a batch's lists to the card, by the queue.
     pub fn write<C: Card>(&mut self, batch: &Batch, card: &C, pool: &Pool<C>, queue: &mut Queue<C>) -> Lists<C> {
         self.0.clear();
-        let (tokens, sequences) = size_class(batch);
+        let (tokens, sequences) = size_class(batch.n_tokens(), batch.n_sequences());
         let bits = |of: &[u32]| of.iter().map(|id| [*id as Word]).collect::<Vec<_>>();
         let mut lists = Lists {
             tokens: self.rows(batch, Space::Tokens, tokens),
@@ -199,9 +193,9 @@ impl Writer {
                 [NONE],
             ),
             n_groups: batch.n_groups(),
-            _memory: pool.take(card.size_class(self.0.len() * size_of::<Word>())),
+            memory: pool.take(card.size_class(self.0.len() * size_of::<Word>())),
         };
-        let base = lists._memory.at();
+        let base = lists.memory.at();
         for rows in [&mut lists.tokens, &mut lists.firsts] {
             for at in [&mut rows.places, &mut rows.blocks, &mut rows.first_block, &mut rows.tiles] {
                 *at += base;
@@ -211,17 +205,7 @@ impl Writer {
         for at in [ids, types, groups, keys, bounds, sequences, targets, first_rows, spread] {
             *at += base;
         }
-        upload(queue, base, bytemuck::cast_slice(&self.0));
+        queue.upload(base, bytemuck::cast_slice(&self.0));
         lists
-    }
-}
-
-/// Writes bytes to a place by way of the constants, in pieces that fit.
-pub fn upload<C: Card>(queue: &mut Queue<C>, to: Address, bytes: &[u8]) {
-    const PIECE: usize = 4 << 20;
-    for (i, piece) in bytes.chunks(PIECE).enumerate() {
-        queue.reserve(piece.len());
-        let from = queue.constants(piece);
-        queue.push(Command::Copy { to: to + (i * PIECE) as u64, from, bytes: piece.len() });
     }
 }

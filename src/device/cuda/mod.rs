@@ -22,16 +22,17 @@ mod memory;
 mod queue;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod training;
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::bf16;
 
 use card::{Address, Card, Command, Number, Precision, Product, Side};
-use lists::{Lists, Rows, Writer, size_class, upload};
+use lists::{Lists, Rows, Writer, size_class};
 use memory::{Buffer, Index, Mat, Pool, Space, Stream, Table, Taken, Vectors, Weight};
 use queue::Queue;
 
@@ -40,22 +41,13 @@ use super::ops::{Activation, Arithmetic, Device, Dropout, MemoryUse, Site};
 use super::philox::MaskRow;
 use crate::error::{Error, Result};
 
-pub use gpu::{Algorithm, Facts, Gpu};
+pub use gpu::{Algorithm, Facts, Gpu, check};
 pub use library::Version;
 
 /// The widest head that attention's tiles hold.
 const WIDEST_HEAD: usize = 64;
 /// The widest row that a warp's registers hold.
 const WIDEST_ROW: usize = 2048;
-
-/// Whether a card and the libraries that it needs are there.
-///
-/// # Errors
-///
-/// Where one is missing or too old, saying which and what to do.
-pub fn check(ordinal: usize) -> Result<()> {
-    gpu::check(ordinal)
-}
 
 /// What an encoder on a card computes in.
 pub trait Numbers: Send + Sync + 'static {
@@ -92,6 +84,25 @@ const fn bytes_of(number: Number) -> usize {
     match number {
         Number::F32 => 4,
         Number::Bf16 => 2,
+    }
+}
+
+/// Values as numbers of a kind lie in memory.
+fn to_bytes(values: &[f32], number: Number) -> Cow<'_, [u8]> {
+    match number {
+        Number::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
+        Number::Bf16 => {
+            let rounded: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
+            Cow::Owned(bytemuck::pod_collect_to_vec(&rounded))
+        }
+    }
+}
+
+/// The reverse of [`to_bytes`].
+fn from_bytes(bytes: &[u8], number: Number) -> Vec<f32> {
+    match number {
+        Number::F32 => bytemuck::pod_collect_to_vec(bytes),
+        Number::Bf16 => bytemuck::pod_collect_to_vec::<u8, bf16>(bytes).into_iter().map(bf16::to_f32).collect(),
     }
 }
 
@@ -285,7 +296,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     /// Writes values at full width to memory that is new: at once, or, in a pass, when its turn comes.
     fn put(&self, to: &Buffer<C>, bytes: &[u8]) {
         if self.in_pass {
-            return upload(&mut self.queue(), to.at(), bytes);
+            return self.queue().upload(to.at(), bytes);
         }
         // What is queued may still use this memory.
         self.wait();
@@ -297,13 +308,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     /// A buffer that holds values as activations are stored.
     fn stored(&self, values: &[f32]) -> Buffer<C> {
         let buffer = self.take(values.len() * bytes_of(N::STORED));
-        match N::STORED {
-            Number::F32 => self.put(&buffer, bytemuck::cast_slice(values)),
-            Number::Bf16 => {
-                let rounded: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
-                self.put(&buffer, bytemuck::cast_slice(&rounded));
-            }
-        }
+        self.put(&buffer, &to_bytes(values, N::STORED));
         buffer
     }
 
@@ -318,14 +323,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     }
 
     fn numbers(&self, at: Address, n: usize, number: Number) -> Vec<f32> {
-        let bytes = self.bytes(at, n * bytes_of(number));
-        match number {
-            Number::F32 => bytemuck::pod_collect_to_vec(&bytes),
-            Number::Bf16 => {
-                let rounded: Vec<bf16> = bytemuck::pod_collect_to_vec(&bytes);
-                rounded.into_iter().map(bf16::to_f32).collect()
-            }
-        }
+        from_bytes(&self.bytes(at, n * bytes_of(number)), number)
     }
 }
 
@@ -345,7 +343,7 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
     const ACT_BYTES: usize = bytes_of(N::STORED);
 
     fn size_class(tokens: usize, sequences: usize) -> (usize, usize) {
-        lists::size_class_of(tokens, sequences)
+        size_class(tokens, sequences)
     }
 
     /// In the feed-forward: its input, that rounded, and f(u).
@@ -378,15 +376,14 @@ impl<C: Card, N: Numbers> Device for Cuda<C, N> {
     }
 
     fn begin(&mut self, batch: Arc<Batch>, dropout: Dropout) {
-        let tokens = size_class(&batch).0;
+        // Before the new lists: so both passes of a step find the same memory.
+        self.lists = None;
+        let tokens = size_class(batch.n_tokens(), batch.n_sequences()).0;
         if tokens > self.room {
             self.wait();
-            self.lists = None;
             self.pool.release();
             self.room = tokens;
         }
-        // Before the new lists: so both passes of a step find the same memory.
-        self.lists = None;
         let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.lists = Some(self.writer.write(&batch, &*self.card, &self.pool, queue));
         self.batch = batch;

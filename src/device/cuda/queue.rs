@@ -188,6 +188,16 @@ impl<C: Card> Queue<C> {
         self.constants(bytes)
     }
 
+    /// Writes bytes to a place by way of the constants, in pieces that fit.
+    pub fn upload(&mut self, to: Address, bytes: &[u8]) {
+        const PIECE: usize = CONSTANTS / 2;
+        for (i, piece) in bytes.chunks(PIECE).enumerate() {
+            self.reserve(piece.len());
+            let from = self.constants(piece);
+            self.push(Command::Copy { to: to + (i * PIECE) as u64, from, bytes: piece.len() });
+        }
+    }
+
     /// Asks for a squared norm to be added to the group's sum.
     pub fn add_square(&mut self, sums: Address, groups: usize, g: usize, gradient: Numbers) {
         match &mut self.pending {

@@ -54,12 +54,11 @@ impl<C: Card, N: Numbers> Ops for Cuda<C, N> {
 
     fn branch(&mut self, x: Stream<C>, batch: Arc<Batch>, from: &[usize]) -> Stream<C> {
         let before = self.batch.clone();
-        // Grown buffers would take the rows along: those of the old batch stay as they are, only the room is new.
         self.begin(batch, Dropout::NONE);
         let space = x.wide.space;
-        let rows = from.iter().enumerate().flat_map(|(s, from)| match space {
-            Space::Tokens => before.tokens_of(*from).take(self.batch.tokens_of(s).len()),
-            Space::Firsts => (*from..*from + 1).take(1),
+        let rows = from.iter().flat_map(|from| match space {
+            Space::Tokens => before.tokens_of(*from),
+            Space::Firsts => *from..*from + 1,
         });
         let mut from_row: Vec<i32> = rows.map(|row| row as i32).collect();
         from_row.resize(self.rows(space).rows, -1);
@@ -145,9 +144,7 @@ impl<C: Card, N: Numbers> Ops for Cuda<C, N> {
 
     fn activate(&mut self, u: &Mat<C>) -> Mat<C> {
         let f = self.act(u.space, u.cols);
-        let n = u.rows * u.cols;
-        let args = args![u.at(), f.at(), n, self.activation()];
-        self.launch("activate", [n.div_ceil(super::COLUMN_THREADS), 1, 1], super::COLUMN_THREADS as u32, args);
+        self.each_number("activate", u.rows * u.cols, args![u.at(), f.at(), self.activation()]);
         f
     }
 

@@ -10,7 +10,8 @@ use half::bf16;
 use super::card::{Card, Launch, Number};
 use super::emulated::{Emulated, Tamper};
 use super::memory::{Mat, Space, Stream};
-use super::{Bf16, Cuda, F32, Numbers, Tf32};
+use super::{Bf16, Cuda, F32, Numbers, Tf32, to_bytes};
+use crate::device::DeviceName;
 use crate::device::batch::{Batch, DropoutKey, Target};
 use crate::device::cpu::{self, Cpu, F64};
 use crate::device::filled::{Filled, Over};
@@ -38,13 +39,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         assert_eq!(values.len(), to.n * to.cols);
         let mut all = values.to_vec();
         all.resize(to.rows * to.cols, 0.0);
-        match number {
-            Number::F32 => self.put(&to.data, bytemuck::cast_slice(&all)),
-            Number::Bf16 => {
-                let all: Vec<bf16> = all.into_iter().map(bf16::from_f32).collect();
-                self.put(&to.data, bytemuck::cast_slice(&all));
-            }
-        }
+        self.put(&to.data, &to_bytes(&all, number));
     }
 }
 
@@ -461,8 +456,21 @@ fn exercise<D: Filled + Ops>(d: &mut D, h: usize, parts: &[&str]) -> Result<Resu
     Ok(results)
 }
 
+/// The card that the environment names for tests.
+#[cfg(test)]
+pub(crate) fn named_card() -> Option<usize> {
+    let device = std::env::var("BITFIT_TEST_DEVICE").ok().map(|name| name.parse::<DeviceName>().unwrap());
+    match device {
+        Some(DeviceName::Cuda(ordinal)) => Some(ordinal),
+        _ => {
+            println!("skipped: BITFIT_TEST_DEVICE names no GPU");
+            None
+        }
+    }
+}
+
 /// The norm of the difference over the norm.
-fn error(found: &[f32], expected: &[f32]) -> f64 {
+pub(crate) fn error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     let off = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
@@ -663,20 +671,7 @@ fn planted<N: Numbers>(shape: Shape) -> BTreeSet<&'static str> {
 #[cfg(test)]
 mod on_a_card {
     use super::*;
-    use crate::device::DeviceName;
     use crate::device::cuda::Gpu;
-
-    /// The card to test on.
-    fn named() -> Option<usize> {
-        let device = std::env::var("BITFIT_TEST_DEVICE").ok().map(|name| name.parse::<DeviceName>().unwrap());
-        match device {
-            Some(DeviceName::Cuda(ordinal)) => Some(ordinal),
-            _ => {
-                println!("skipped: BITFIT_TEST_DEVICE names no GPU");
-                None
-            }
-        }
-    }
 
     fn agrees<N: Numbers>(ordinal: usize, shape: Shape, parts: &[&str], most: f64) {
         let expected = exercise(&mut shape.on_cpu::<F64>(), shape.hidden, parts).unwrap();
@@ -698,7 +693,7 @@ mod on_a_card {
 
     #[test]
     fn every_op_is_the_cpus_in_f64() {
-        let Some(ordinal) = named() else { return };
+        let Some(ordinal) = named_card() else { return };
         let tiny = std::env::var_os("BITFIT_TEST_TINY").is_some();
         for shape in if tiny { &SHAPES[1..3] } else { &SHAPES[..] } {
             agrees::<F32>(ordinal, *shape, &PARTS, 1e-5);

@@ -135,7 +135,7 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
     ) {
         for (g, rule) in rules.iter().enumerate() {
             let Some(rule) = rule else { continue };
-            let steps = rule.step.min(i32::MAX as u64) as i32;
+            let (rate, root) = rule.corrections();
             self.queue().add_step(Step {
                 base: p.base.of(g),
                 gradient: grad.of(g),
@@ -150,8 +150,8 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
                 rest1: (1.0 - rule.beta1) as f32,
                 b2: rule.beta2 as f32,
                 rest2: (1.0 - rule.beta2) as f32,
-                rate: (rule.learning_rate / (1.0 - rule.beta1.powi(steps))) as f32,
-                root: (1.0 - rule.beta2.powi(steps)).sqrt() as f32,
+                rate: rate as f32,
+                root: root as f32,
                 decay: (rule.learning_rate * rule.weight_decay) as f32,
                 epsilon: rule.epsilon as f32,
             });

@@ -90,7 +90,7 @@ KERNEL_BOUNDS(COLUMN_THREADS, add_bias_activate,
 }
 
 // f(u), element by element.
-KERNEL_BOUNDS(COLUMN_THREADS, activate, (const Act* u, Act* f, u64 n, int activation)) {
+KERNEL_BOUNDS(COLUMN_THREADS, activate, (const Act* u, Act* f, int activation, u64 n)) {
   const u64 i = (u64)blockIdx.x * COLUMN_THREADS + threadIdx.x;
   if (i < n) f[i] = store_act(activation_value(activation, load(u[i])));
 }

@@ -12,7 +12,7 @@
   _Pragma("unroll") for (int k = 0; k < N; k++)                \
     if (const int octet = lane() + 32 * k; octet < (n) / 8)
 
-// The row of this warp, of `n_rows`; grids have whole blocks.
+// The row of this warp; grids have whole blocks.
 DEVICE int row_of_warp() { return blockIdx.x * (NORM_THREADS / 32) + warp(); }
 
 // Normalises v, and writes h, its rounding (where there is room for one) and x^; gives 1/sigma.
