@@ -330,7 +330,8 @@ def table(kind):
         value, (low, high) = ratio(groups["base-bitfit"][1]["rounds"], ["bitfit f32"], ["bitfit full f32"])
         lines += ["", f"A BitFit step takes {value:.2f} ({low:.2f} to {high:.2f}) of a `full` one of this engine, f32."]
     for group, stored in groups.values():
-        if isinstance(group, Epoch):
+        # Rounds measured before whole commands were timed have none.
+        if isinstance(group, Epoch) and all("whole_s" in found for r in stored["rounds"] for found in r.values()):
             value, (low, high) = ratio(stored["rounds"], group.others, [f"bitfit {p}" for p in group.ours], "whole_s")
             lines += ["", f"{group.name}: the row compares our whole command with their training loop; of whole commands, "
                       f"start and evaluation of dev in both, the ratio is {value:.2f} ({low:.2f} to {high:.2f})."]  # fmt: skip

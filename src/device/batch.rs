@@ -28,6 +28,15 @@ pub enum Target {
     Value(f32),
 }
 
+/// Which rows an activation has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// One a token.
+    Tokens,
+    /// One a sequence: its first token's.
+    Firsts,
+}
+
 /// Sequences packed without padding, ordered by group. Build it with [`Batch::push`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {

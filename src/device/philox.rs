@@ -9,8 +9,12 @@
 use super::batch::DropoutKey;
 use super::ops::Site;
 
-const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+/// Rounds of a call.
+pub const ROUNDS: usize = 10;
+/// What the first and the third word of a counter are multiplied by.
+pub const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What is added to the words of the key after a round.
+pub const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// The low half of a lane.
 const LOW: u64 = u32::MAX as u64;
@@ -25,7 +29,7 @@ compile_error!("draws are taken from words as they lie in memory, low half first
 #[inline(always)]
 pub fn philox<const L: usize>(c: [[u64; L]; 4], mut key: [u32; 2]) -> [[u64; L]; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = c;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let [k0, k1] = key.map(u64::from);
         // Word by word: each of these is a vector in a register.
         let (mut p0, mut p1) = ([0; L], [0; L]);
@@ -79,15 +83,8 @@ impl MaskRow {
     /// been drawn.
     #[inline(always)]
     pub fn blocks(&self, n: usize, mut put: impl FnMut(usize, &[u16])) {
-        let mut first = 0;
-        while n > first {
-            if n - first > 64 {
-                put(first, bytemuck::cast_slice(self.draws::<16>(first / 8).as_flattened()));
-                first += 128;
-            } else {
-                put(first, bytemuck::cast_slice(self.draws::<8>(first / 8).as_flattened()));
-                first += 64;
-            }
+        for first in (0..n).step_by(64) {
+            put(first, bytemuck::cast_slice(self.draws::<8>(first / 8).as_flattened()));
         }
     }
 
@@ -97,6 +94,16 @@ impl MaskRow {
         let [row, place, step] = self.counter.map(|word| [u64::from(word); L]);
         let words = philox([std::array::from_fn(|i| (first + i) as u64), row, place, step], self.key);
         std::array::from_fn(|i| [words[0][i] & LOW | words[1][i] << 32, words[2][i] & LOW | words[3][i] << 32])
+    }
+
+    /// The key's words.
+    pub fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
+    /// The counter's words, but for the first, which counts the calls.
+    pub fn counter(&self) -> [u32; 3] {
+        self.counter
     }
 
     /// The draw at and above which an element is kept.
@@ -156,7 +163,7 @@ mod tests {
             let expected: Vec<u16> =
                 mask["draws"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as u16).collect();
             assert_eq!(draws(expected.len())[..expected.len()], expected);
-            // Blocks of either size, one after the other.
+            // However many are asked for.
             let one_by_one: Vec<u16> = (0..25)
                 .flat_map(|call| row.draws::<1>(call)[0].map(u64::to_le_bytes).concat())
                 .collect::<Vec<u8>>()

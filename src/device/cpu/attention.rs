@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::buffer::{Mat, Space};
+use super::buffer::Mat;
 use super::lines::with_scratch;
 use super::precision::{Precision, Stored};
 use super::product::panels::{Rows, Shared};
@@ -15,6 +15,7 @@ use super::product::small::Operand;
 use super::product::strided::View;
 use super::real::{LANES, Real, dot, lane_sum};
 use super::{Act, Cpu, Row, Stream, Three};
+use crate::device::batch::Space;
 use crate::device::ops::Site;
 
 /// The part of a matrix that one task has to itself: a head's columns of a sequence's rows.

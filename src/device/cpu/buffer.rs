@@ -7,15 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::lines::{Element, Line, Lines, lines_of};
-
-/// Which rows an activation has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Space {
-    /// One a token.
-    Tokens,
-    /// One a sequence: its first token's.
-    Firsts,
-}
+use crate::device::batch::Space;
 
 #[derive(Default)]
 struct State {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::buffer::{Mat, Space, Vectors};
+use super::buffer::{Mat, Vectors};
 use super::precision::{Precision, Stored};
 use super::product::layout::Layout;
 use super::product::panels::Rows;
@@ -11,7 +11,7 @@ use super::real::{Real, dot};
 use super::tables::Table;
 use super::weights::Weight;
 use super::{Act, Cpu, Stream};
-use crate::device::batch::Target;
+use crate::device::batch::{Space, Target};
 use crate::device::ops::{Affine, Classifier, Loss, Norm, Site, Sum, Tables, Want};
 
 impl<P: Precision> Cpu<P> {

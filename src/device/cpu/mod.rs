@@ -15,6 +15,7 @@ mod buffer;
 mod bytes;
 mod ends;
 mod lines;
+mod masks;
 mod norm;
 mod precision;
 mod product;
@@ -34,12 +35,12 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 pub use simd::Arch;
 
 use super::PrecisionName;
-use super::batch::Batch;
+use super::batch::{Batch, Space};
 use super::ops::{Arithmetic, Device, Dropout, Site};
 use super::philox::MaskRow;
 use crate::error::{Error, Result};
 
-pub use buffer::{Buffer, Mat, Pool, Space, Vectors};
+pub use buffer::{Buffer, Mat, Pool, Vectors};
 pub use precision::{Bf16, F32, F64, Int8, Precision, Stored};
 pub use real::Real;
 pub use tables::Table;
@@ -158,7 +159,7 @@ impl<P: Precision> Cpu<P> {
         if mask.keeps_all() {
             return None;
         }
-        multipliers(&mask, room);
+        P::Real::write_mask(self.arch, &mask, room);
         Some(room)
     }
 }
@@ -206,22 +207,6 @@ pub fn peak(precision: PrecisionName, n_threads: usize) -> Result<Option<f64>> {
         operations.map(|n| n / (last - first))
     };
     Ok((0..windows).filter_map(rate).reduce(f64::max))
-}
-
-/// Writes a mask's multipliers, 0 or the scale, over `out`.
-#[inline(always)]
-fn multipliers<R: Real>(mask: &MaskRow, out: &mut [R]) {
-    let (cut, scale, n) = (mask.cut(), R::of(mask.scale()), out.len());
-    mask.blocks(
-        n,
-        #[inline(always)]
-        |at, draws| {
-            let end = n.min(at + draws.len());
-            for (o, d) in out[at..end].iter_mut().zip(draws) {
-                *o = if u32::from(*d) >= cut { scale } else { R::ZERO };
-            }
-        },
-    );
 }
 
 impl<P: Precision> Device for Cpu<P> {
@@ -336,27 +321,17 @@ fn to_f32<R: Real>(values: &[R]) -> Vec<f32> {
 
 #[cfg(all(test, feature = "cuda"))]
 impl<P: Precision> super::filled::Filled for Cpu<P> {
-    fn stream_of(&self, over: super::filled::Over, cols: usize, values: &[f32]) -> Stream<P> {
-        let mut m: Stream<P> = self.mat(over.into(), cols);
+    fn stream_of(&self, space: Space, cols: usize, values: &[f32]) -> Stream<P> {
+        let mut m: Stream<P> = self.mat(space, cols);
         m.data.copy_from_slice(&P::Real::from_f32(values.to_vec()));
         m
     }
 
-    fn act_of(&self, over: super::filled::Over, cols: usize, values: &[f32]) -> Act<P> {
-        let mut m: Act<P> = self.mat(over.into(), cols);
+    fn act_of(&self, space: Space, cols: usize, values: &[f32]) -> Act<P> {
+        let mut m: Act<P> = self.mat(space, cols);
         for (to, value) in m.data.iter_mut().zip(values) {
             *to = P::Stored::store(P::Real::of(f64::from(*value)));
         }
         m
-    }
-}
-
-#[cfg(all(test, feature = "cuda"))]
-impl From<super::filled::Over> for Space {
-    fn from(over: super::filled::Over) -> Self {
-        match over {
-            super::filled::Over::Tokens => Space::Tokens,
-            super::filled::Over::Firsts => Space::Firsts,
-        }
     }
 }

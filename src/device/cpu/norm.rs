@@ -5,11 +5,12 @@
 
 use rayon::prelude::*;
 
-use super::buffer::{Space, Vectors};
+use super::buffer::Vectors;
 use super::lines::with_scratch;
 use super::precision::{Precision, Stored};
 use super::real::{Real, lane_sum};
 use super::{Act, CHUNK, Cpu, Row, Stream};
+use crate::device::batch::Space;
 use crate::device::ops::{Affine, Norm, Site, Sum};
 
 /// h = gamma x^ + beta over `z`, made from the exact x^; x^ is kept as it is stored. Gives 1/sigma.

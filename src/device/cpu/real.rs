@@ -9,9 +9,11 @@ use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
 use super::lines::Element;
+use super::masks;
 use super::precision::Stored;
 use super::product::tile::{Tile, f32_tile};
 use super::simd::Arch;
+use crate::device::philox::MaskRow;
 
 /// f32 or f64.
 pub trait Real:
@@ -57,6 +59,8 @@ pub trait Real:
     fn max(self, other: Self) -> Self;
     /// The register tile that multiplies it here; `None` where the `gemm` crate does.
     fn tile(arch: Arch) -> Option<&'static Tile<Self, Self, Self>>;
+    /// Writes a dropout mask's multipliers.
+    fn write_mask(arch: Arch, mask: &MaskRow, out: &mut [Self]);
     /// The same values; f32 are handed over as they are.
     fn from_f32(values: Vec<f32>) -> Vec<Self>;
 }
@@ -101,6 +105,9 @@ impl Real for f64 {
     fn tile(_: Arch) -> Option<&'static Tile<f64, f64, f64>> {
         None
     }
+    fn write_mask(_: Arch, mask: &MaskRow, out: &mut [f64]) {
+        masks::write_plain(mask, out);
+    }
     fn exp(self) -> Self {
         f64::exp(self)
     }
@@ -139,6 +146,11 @@ impl Real for f32 {
         f32_tile(arch)
     }
 
+    #[inline(always)]
+    fn write_mask(arch: Arch, mask: &MaskRow, out: &mut [f32]) {
+        masks::write(arch, mask, out);
+    }
+
     fn from_f32(values: Vec<f32>) -> Vec<Self> {
         values
     }
@@ -164,10 +176,13 @@ impl Real for f32 {
     fn normal_cdf(self) -> Self {
         // Phi(-a) = e^(-a Q(a)) / 2 keeps its relative precision far into the tail, where 1 - erf would have none.
         let a = self.abs().min(6.0);
-        let mut q = LOG_TAIL[0];
-        for c in &LOG_TAIL[1..] {
-            q = q.mul_add(a, *c);
+        // Even and odd powers beside each other: half as long a chain.
+        let (squared, (pairs, _)) = (a * a, LOG_TAIL.as_chunks::<2>());
+        let [mut odd, mut even] = pairs[0];
+        for c in &pairs[1..] {
+            (odd, even) = (odd.mul_add(squared, c[0]), even.mul_add(squared, c[1]));
         }
+        let q = odd.mul_add(a, even);
         let tail = 0.5 * Real::exp(-q * a);
         if self < 0.0 { tail } else { 1.0 - tail }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::activation::{Function, Gelu, GeluTanh, Relu};
-use super::buffer::{Buffer, Mat, Space, Vectors};
+use super::buffer::{Buffer, Mat, Vectors};
 use super::precision::{Precision, Stored, load};
 use super::product::layout::{AsStored, Layout};
 use super::product::panels::Rows;
@@ -14,7 +14,7 @@ use super::product::strided::{View, Write, product_alone};
 use super::real::{Real, dot};
 use super::weights::{Values, Weight};
 use super::{Act, Cpu, Stream};
-use crate::device::batch::Batch;
+use crate::device::batch::{Batch, Space};
 use crate::device::ops::{
     Activation, AdamW, Affine, Classifier, Device, Dropout, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want,
 };

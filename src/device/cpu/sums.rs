@@ -8,9 +8,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::buffer::{Mat, Space, Vectors};
+use super::buffer::{Mat, Vectors};
 use super::precision::{Precision, Stored};
 use super::real::Real;
+use crate::device::batch::Space;
 
 /// Rows of a block.
 const BLOCK: usize = 64;

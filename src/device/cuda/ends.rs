@@ -2,9 +2,10 @@
 
 use super::card::{Card, Number};
 use super::layers::by_width;
-use super::memory::{Mat, Space, Stream, Table, Vectors, Weight};
+use super::memory::{Mat, Stream, Table, Vectors, Weight};
 use super::queue::args;
 use super::{Cuda, Numbers};
+use crate::device::batch::Space;
 use crate::device::ops::{Affine, Classifier, Loss, Norm, Site, Sum, Tables, Want};
 
 /// Threads of a block in `heads.cu`.

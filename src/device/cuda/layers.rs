@@ -1,9 +1,10 @@
 //! What a layer is made of: products with their biases, LayerNorm, attention, and sums by group.
 
 use super::card::{Address, Card, Number, Precision};
-use super::memory::{Mat, Space, Stream, Vectors, Weight};
+use super::memory::{Mat, Stream, Vectors, Weight};
 use super::queue::args;
 use super::{COLUMN_THREADS, Cuda, Numbers, Rows, bytes_of};
+use crate::device::batch::Space;
 use crate::device::ops::{Affine, Norm, Site, Sum};
 
 /// Rows of a block that one thread of the column-wise kernels takes, `PART_ROWS` in `linear.cu`: so many parts.

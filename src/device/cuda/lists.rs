@@ -4,9 +4,9 @@
 //! two. So steps of one class have equal commands.
 
 use super::card::{Address, Card};
-use super::memory::{Buffer, Pool, Space};
+use super::memory::{Buffer, Pool};
 use super::queue::Queue;
-use crate::device::batch::{Batch, Target};
+use crate::device::batch::{Batch, Space, Target};
 
 /// What numbers of tokens are rounded up to.
 const TOKENS: usize = 256;

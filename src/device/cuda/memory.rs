@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::card::{Address, Card};
+use crate::device::batch::Space;
 use crate::device::ops::MemoryUse;
 use crate::error::{Error, Result};
 
@@ -178,15 +179,6 @@ impl<C: Card> Drop for Buffer<C> {
             state.free.entry(self.bytes).or_default().insert(self.at);
         }
     }
-}
-
-/// Which rows an activation has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Space {
-    /// One a token.
-    Tokens,
-    /// One a sequence: its first token's.
-    Firsts,
 }
 
 /// A matrix of activations, row-major. Its rows are those of the batch, then rows of zeros up to the size class.

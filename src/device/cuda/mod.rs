@@ -33,10 +33,10 @@ use half::bf16;
 
 use card::{Address, Card, Command, Number, Precision, Product, Side};
 use lists::{Lists, Rows, Writer, size_class};
-use memory::{Buffer, Index, Mat, Pool, Space, Stream, Table, Taken, Vectors, Weight};
+use memory::{Buffer, Index, Mat, Pool, Stream, Table, Taken, Vectors, Weight};
 use queue::Queue;
 
-use super::batch::{Batch, DropoutKey};
+use super::batch::{Batch, DropoutKey, Space};
 use super::ops::{Activation, Arithmetic, Device, Dropout, MemoryUse, Site};
 use super::philox::MaskRow;
 use crate::error::{Error, Result};

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::card::{Card, Command, Number};
-use super::memory::{Index, Mat, Space, Stream, Table, Vectors, Weight};
+use super::memory::{Index, Mat, Stream, Table, Vectors, Weight};
 use super::queue::args;
 use super::{Cuda, Numbers};
-use crate::device::batch::Batch;
+use crate::device::batch::{Batch, Space};
 use crate::device::ops::{
     AdamW, Affine, Classifier, Device, Dropout, Loss, Norm, Ops, Site, Sum, Tables, Trained, Want,
 };

@@ -9,25 +9,25 @@ use half::bf16;
 
 use super::card::{Card, Launch, Number};
 use super::emulated::{Emulated, Tamper};
-use super::memory::{Mat, Space, Stream};
+use super::memory::{Mat, Stream};
 use super::{Bf16, Cuda, F32, Numbers, Tf32, to_bytes};
 use crate::device::DeviceName;
-use crate::device::batch::{Batch, DropoutKey, Target};
+use crate::device::batch::{Batch, DropoutKey, Space, Target};
 use crate::device::cpu::{self, Cpu, F64};
-use crate::device::filled::{Filled, Over};
+use crate::device::filled::Filled;
 use crate::device::ops::{
     Activation, AdamW, Affine, Arithmetic, At, Classifier, Dropout, Loss, Norm, Ops, Site, Tables, Trained, Want,
 };
 
 impl<C: Card, N: Numbers> Filled for Cuda<C, N> {
-    fn stream_of(&self, over: Over, cols: usize, values: &[f32]) -> Stream<C> {
-        let stream = self.stream(over.into(), cols);
+    fn stream_of(&self, space: Space, cols: usize, values: &[f32]) -> Stream<C> {
+        let stream = self.stream(space, cols);
         self.fill(&stream.wide, values, Number::F32);
         stream
     }
 
-    fn act_of(&self, over: Over, cols: usize, values: &[f32]) -> Mat<C> {
-        let act = self.act(over.into(), cols);
+    fn act_of(&self, space: Space, cols: usize, values: &[f32]) -> Mat<C> {
+        let act = self.act(space, cols);
         self.fill(&act, values, N::STORED);
         act
     }
@@ -40,15 +40,6 @@ impl<C: Card, N: Numbers> Cuda<C, N> {
         let mut all = values.to_vec();
         all.resize(to.rows * to.cols, 0.0);
         self.put(&to.data, &to_bytes(&all, number));
-    }
-}
-
-impl From<Over> for Space {
-    fn from(over: Over) -> Self {
-        match over {
-            Over::Tokens => Space::Tokens,
-            Over::Firsts => Space::Firsts,
-        }
     }
 }
 
@@ -125,11 +116,11 @@ struct Exercise<'d, D: Filled> {
 }
 
 impl<D: Filled + Ops> Exercise<'_, D> {
-    fn rows(&self, over: Over) -> usize {
+    fn rows(&self, space: Space) -> usize {
         let batch = batch();
-        match over {
-            Over::Tokens => batch.n_tokens(),
-            Over::Firsts => batch.n_sequences(),
+        match space {
+            Space::Tokens => batch.n_tokens(),
+            Space::Firsts => batch.n_sequences(),
         }
     }
 
@@ -138,14 +129,14 @@ impl<D: Filled + Ops> Exercise<'_, D> {
         numbers(self.seed, n, scale)
     }
 
-    fn stream(&mut self, over: Over, cols: usize) -> D::Stream {
-        let values = self.numbers(self.rows(over) * cols, 1.0);
-        self.d.stream_of(over, cols, &values)
+    fn stream(&mut self, space: Space, cols: usize) -> D::Stream {
+        let values = self.numbers(self.rows(space) * cols, 1.0);
+        self.d.stream_of(space, cols, &values)
     }
 
-    fn act(&mut self, over: Over, cols: usize) -> D::Act {
-        let values = self.numbers(self.rows(over) * cols, 1.0);
-        self.d.act_of(over, cols, &values)
+    fn act(&mut self, space: Space, cols: usize) -> D::Act {
+        let values = self.numbers(self.rows(space) * cols, 1.0);
+        self.d.act_of(space, cols, &values)
     }
 
     fn params(&mut self, rows: usize, n: usize) -> D::Params {
@@ -188,14 +179,14 @@ impl<D: Filled + Ops> Exercise<'_, D> {
 
     fn rows_and_products(&mut self) {
         let (h, i) = (self.h, 2 * self.h);
-        let x = self.stream(Over::Tokens, h);
+        let x = self.stream(Space::Tokens, h);
         let y = self.d.copy(&x);
         self.keep_stream("copy", &y);
         let y = self.d.firsts(x);
         self.keep_stream("firsts", &y);
         let y = self.d.spread(y);
         self.keep_stream("spread", &y);
-        for over in [Over::Tokens, Over::Firsts] {
+        for over in [Space::Tokens, Space::Firsts] {
             let (w, b, x) = (self.weight(i, h), self.params(GROUPS, i), self.stream(over, h));
             let y = self.d.linear(&x, &w, &b);
             self.keep_act("linear", &y);
@@ -228,8 +219,8 @@ impl<D: Filled + Ops> Exercise<'_, D> {
     fn attention(&mut self) {
         let h = self.h;
         let site = Site { layer: 1, at: At::Probabilities };
-        for over in [Over::Tokens, Over::Firsts] {
-            let (q, k, v) = (self.act(over, h), self.act(Over::Tokens, h), self.act(Over::Tokens, h));
+        for over in [Space::Tokens, Space::Firsts] {
+            let (q, k, v) = (self.act(over, h), self.act(Space::Tokens, h), self.act(Space::Tokens, h));
             let (o, lse) = self.d.attention(&q, &k, &v, site);
             self.keep_act("attention", &o);
             self.keep_rows("attention lse", &lse);
@@ -245,7 +236,7 @@ impl<D: Filled + Ops> Exercise<'_, D> {
 
     fn norms(&mut self) {
         let h = self.h;
-        for over in [Over::Tokens, Over::Firsts] {
+        for over in [Space::Tokens, Space::Firsts] {
             let site = Site { layer: 2, at: At::Output };
             let (x, a, b) = (self.stream(over, h), self.stream(over, h), self.params(GROUPS, h));
             let (gamma, beta) = (self.params(1, h), self.params(GROUPS, h));
@@ -282,7 +273,7 @@ impl<D: Filled + Ops> Exercise<'_, D> {
             position: Want::Sampled { entries: self.d.index(&every_fifth), values: self.params(1, every_fifth.len()) },
             token_type: Want::Nothing,
         };
-        let dx = self.stream(Over::Tokens, h);
+        let dx = self.stream(Space::Tokens, h);
         self.d.embed_back(dx, Some(n), &gamma, Some(&mut wants), Some(&mut dgamma), Some(&mut dbeta));
         self.keep_params("embed_back dgamma", &dgamma);
         self.keep_params("embed_back dbeta", &dbeta);
@@ -297,7 +288,7 @@ impl<D: Filled + Ops> Exercise<'_, D> {
     fn weights(&mut self) {
         let (h, i) = (self.h, 2 * self.h);
         for (over_dy, over_x) in
-            [(Over::Tokens, Over::Tokens), (Over::Firsts, Over::Tokens), (Over::Firsts, Over::Firsts)]
+            [(Space::Tokens, Space::Tokens), (Space::Firsts, Space::Tokens), (Space::Firsts, Space::Firsts)]
         {
             let (dy, x) = (self.act(over_dy, i), self.act(over_x, h));
             let mut want = Want::Full(self.params(1, i * h));
@@ -325,7 +316,7 @@ impl<D: Filled + Ops> Exercise<'_, D> {
         let (whole_base, whole_delta) = (self.params(1, 24 * 16), self.params(GROUPS, 24 * 16));
         let mut whole = self.weight(24, 16);
         self.d.write_weight(&whole_base, &whole_delta, 2, None, &mut whole);
-        let (x, none) = (self.stream(Over::Firsts, 16), self.d.zeros(1, 24));
+        let (x, none) = (self.stream(Space::Firsts, 16), self.d.zeros(1, 24));
         let y = self.d.linear(&x, &whole, &none);
         self.keep_act("write_weight", &y);
         let none = self.d.zeros(1, 20);
@@ -338,10 +329,10 @@ impl<D: Filled + Ops> Exercise<'_, D> {
         for own in [false, true] {
             let w: Vec<D::Weight> = (0..if own { GROUPS } else { 1 }).map(|_| self.weight(h, h)).collect();
             let w: Vec<&D::Weight> = w.iter().collect();
-            let (x, b) = (self.stream(Over::Firsts, h), self.params(GROUPS, h));
+            let (x, b) = (self.stream(Space::Firsts, h), self.params(GROUPS, h));
             let pooled = self.d.pool(&x, &w, &b);
             self.keep_act("pool", &pooled);
-            let (dp, mut db) = (self.stream(Over::Firsts, h), self.sums(h));
+            let (dp, mut db) = (self.stream(Space::Firsts, h), self.sums(h));
             let mut want = Want::Full(self.params(if own { GROUPS } else { 1 }, h * h));
             let dx = self.d.pool_back(dp, pooled, Some(&x), &w, &mut want, Some(&mut db));
             self.keep_stream("pool_back", &dx);
@@ -358,7 +349,7 @@ impl<D: Filled + Ops> Exercise<'_, D> {
             first: (0..GROUPS).map(|g| g * widest).collect(),
             n_outputs: OUTPUTS.to_vec(),
         };
-        let pooled = self.act(Over::Firsts, h);
+        let pooled = self.act(Space::Firsts, h);
         let logits = self.d.classify(&pooled, &c);
         self.keep_rows("classify", &logits);
         let loss: Vec<Loss> = (0..GROUPS).map(|g| Loss { scale: 0.25 * (g + 1) as f32 }).collect();
@@ -419,7 +410,7 @@ impl<D: Filled + Ops> Exercise<'_, D> {
 
     fn branches(&mut self) {
         let h = self.h;
-        let (x, mut other) = (self.stream(Over::Tokens, h), Batch::new());
+        let (x, mut other) = (self.stream(Space::Tokens, h), Batch::new());
         let before = batch();
         let from = [1, 1, 4];
         for (g, s) in from.into_iter().enumerate() {
@@ -520,8 +511,8 @@ fn masks_are_the_cpus_to_the_bit() {
     fn mask<D: Filled + Ops>(d: &mut D, h: usize) -> Vec<f32> {
         d.begin(batch(), DROPOUT);
         let rows = batch().n_tokens();
-        let x = d.stream_of(Over::Tokens, h, &numbers(1, rows * h, 1.0));
-        let a = d.stream_of(Over::Tokens, h, &numbers(2, rows * h, 1.0));
+        let x = d.stream_of(Space::Tokens, h, &numbers(1, rows * h, 1.0));
+        let a = d.stream_of(Space::Tokens, h, &numbers(2, rows * h, 1.0));
         let (zeros, ones) = (d.zeros(1, h), d.params(1, vec![1.0; h]));
         let ln = || Affine { gamma: &zeros, beta: &ones };
         let (_, n): (_, Norm<D>) = d.add_norm(x, a, &zeros, ln(), Site { layer: 0, at: At::Output });
@@ -551,14 +542,14 @@ fn masks_are_the_cpus_to_the_bit() {
         let mut masks = Vec::new();
         for first in (0..129).step_by(width) {
             d.begin(batch.clone(), DROPOUT);
-            let zeros = || d.act_of(Over::Tokens, H, &vec![0.0; batch.n_tokens() * H]);
+            let zeros = || d.act_of(Space::Tokens, H, &vec![0.0; batch.n_tokens() * H]);
             let mut unit = vec![0.0; batch.n_tokens() * H];
             for rows in (0..lengths.len()).map(|s| batch.tokens_of(s)) {
                 for (j, row) in rows.skip(first).take(width).enumerate() {
                     (0..heads).for_each(|head| unit[row * H + head * width + j] = 1.0);
                 }
             }
-            let (q, k, v) = (zeros(), zeros(), d.act_of(Over::Tokens, H, &unit));
+            let (q, k, v) = (zeros(), zeros(), d.act_of(Space::Tokens, H, &unit));
             let (o, _) = d.attention(&q, &k, &v, Site { layer: 3, at: At::Probabilities });
             masks.extend(d.read_act(&o).iter().map(|o| *o != 0.0));
             d.finish().unwrap();

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::card::{Address, Card, Number};
-use super::memory::{Buffer, Index, Mat, Space, Stream, Vectors};
+use super::memory::{Buffer, Index, Mat, Stream, Vectors};
 use super::queue::{Numbers as Vector, Step, Sum, args};
 use super::{Cuda, Numbers, bytes_of};
+use crate::device::batch::Space;
 use crate::device::ops::{AdamW, Trained, Want};
 
 /// Threads of a block in `weights.cu`.
