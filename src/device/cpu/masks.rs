@@ -1,9 +1,9 @@
 //! Dropout masks, a row at a time: the scale for every element that is kept, 0 for the others.
 //!
-//! The draws are those of [`crate::device::philox`]. On x86-64 they are made in the processor's vectors by hand: the
-//! compiler, left to itself, moves words from lane to lane and spills them: with AVX2 that took three times as
-//! long. A word stands in the low half of a 64-bit lane, so that a multiplication of low halves is all that a round
-//! needs, and what gathers in the high half is ignored.
+//! The draws are those of [`crate::device::philox`]. On x86-64 they are made in the processor's vectors by hand, as the
+//! compiler moves words from lane to lane and spills them, which took three times as long with AVX2. A word stands in
+//! the low half of a 64-bit lane: a multiplication of low halves is all that a round needs, and what gathers in the high
+//! half is ignored.
 
 use super::real::Real;
 use super::simd::Arch;
@@ -92,6 +92,7 @@ macro_rules! masks {
                     }
                     (k0, k1) = ($add(k0, w0), $add(k1, w1));
                 }
+                // Draws are compared as unsigned, whatever the type of the vector's elements.
                 let (cut, scale) = (mask.cut() as i16, mask.scale() as f32);
                 for (v, out) in out.chunks_exact_mut(DRAWS).enumerate() {
                     let (low, high) = ($join(c0[v], c1[v]), $join(c2[v], c3[v]));

@@ -186,31 +186,31 @@ impl<D: Filled + Ops> Exercise<'_, D> {
         self.keep_stream("firsts", &y);
         let y = self.d.spread(y);
         self.keep_stream("spread", &y);
-        for over in [Space::Tokens, Space::Firsts] {
-            let (w, b, x) = (self.weight(i, h), self.params(GROUPS, i), self.stream(over, h));
+        for space in [Space::Tokens, Space::Firsts] {
+            let (w, b, x) = (self.weight(i, h), self.params(GROUPS, i), self.stream(space, h));
             let y = self.d.linear(&x, &w, &b);
             self.keep_act("linear", &y);
             let b = self.params(1, i);
             let y = self.d.linear(&x, &w, &b);
             self.keep_act("linear, one bias", &y);
-            let dy = self.act(over, i);
+            let dy = self.act(space, i);
             let dx = self.d.linear_back(dy, &w, x);
             self.keep_stream("linear_back", &dx);
-            let x = self.act(over, h);
+            let x = self.act(space, h);
             let y = self.d.product(x, &w);
             self.keep_stream("product", &y);
-            let dy = self.act(over, i);
+            let dy = self.act(space, i);
             let dx = self.d.product_back(dy, &w);
             self.keep_act("product_back", &dx);
-            let (wi, bi, wo, x) = (self.weight(i, h), self.params(GROUPS, i), self.weight(h, i), self.stream(over, h));
+            let (wi, bi, wo, x) = (self.weight(i, h), self.params(GROUPS, i), self.weight(h, i), self.stream(space, h));
             let (u, y) = self.d.feed_forward(&x, &wi, &bi, &wo);
             self.keep_act("feed_forward u", &u);
             self.keep_stream("feed_forward y", &y);
-            let (dy, u, mut dbi) = (self.act(over, h), self.act(over, i), self.sums(i));
+            let (dy, u, mut dbi) = (self.act(space, h), self.act(space, i), self.sums(i));
             let du = self.d.feed_forward_back(dy, &wo, u, Some(&mut dbi));
             self.keep_act("feed_forward_back", &du);
             self.keep_params("feed_forward_back dbi", &dbi);
-            let u = self.act(over, i);
+            let u = self.act(space, i);
             let f = self.d.activate(&u);
             self.keep_act("activate", &f);
         }
@@ -219,12 +219,12 @@ impl<D: Filled + Ops> Exercise<'_, D> {
     fn attention(&mut self) {
         let h = self.h;
         let site = Site { layer: 1, at: At::Probabilities };
-        for over in [Space::Tokens, Space::Firsts] {
-            let (q, k, v) = (self.act(over, h), self.act(Space::Tokens, h), self.act(Space::Tokens, h));
+        for space in [Space::Tokens, Space::Firsts] {
+            let (q, k, v) = (self.act(space, h), self.act(Space::Tokens, h), self.act(Space::Tokens, h));
             let (o, lse) = self.d.attention(&q, &k, &v, site);
             self.keep_act("attention", &o);
             self.keep_rows("attention lse", &lse);
-            let (d_o, mut dbq, mut dbv) = (self.act(over, h), self.sums(h), self.sums(h));
+            let (d_o, mut dbq, mut dbv) = (self.act(space, h), self.sums(h), self.sums(h));
             let (dq, dk, dv) = self.d.attention_back(d_o, (q, k, v), lse, site, Some(&mut dbq), Some(&mut dbv));
             self.keep_act("attention_back dq", &dq);
             self.keep_act("attention_back dk", &dk);
@@ -236,9 +236,9 @@ impl<D: Filled + Ops> Exercise<'_, D> {
 
     fn norms(&mut self) {
         let h = self.h;
-        for over in [Space::Tokens, Space::Firsts] {
+        for space in [Space::Tokens, Space::Firsts] {
             let site = Site { layer: 2, at: At::Output };
-            let (x, a, b) = (self.stream(over, h), self.stream(over, h), self.params(GROUPS, h));
+            let (x, a, b) = (self.stream(space, h), self.stream(space, h), self.params(GROUPS, h));
             let (gamma, beta) = (self.params(1, h), self.params(GROUPS, h));
             let ln = || Affine { gamma: &gamma, beta: &beta };
             let (y, n) = self.d.add_norm(x, a, &b, ln(), site);
@@ -247,7 +247,7 @@ impl<D: Filled + Ops> Exercise<'_, D> {
             self.keep_rows("add_norm 1/sigma", &n.r_sigma);
             let again = self.d.renorm(&n, ln(), Some(site));
             self.keep_act("renorm", &again);
-            let (dh, mut sums) = (self.stream(over, h), [self.sums(h), self.sums(h), self.sums(h)]);
+            let (dh, mut sums) = (self.stream(space, h), [self.sums(h), self.sums(h), self.sums(h)]);
             let [db, dgamma, dbeta] = &mut sums;
             let (dz, da) = self.d.add_norm_back(dh, n, &gamma, site, Some(db), Some(dgamma), Some(dbeta));
             self.keep_stream("add_norm_back dz", &dz);
